@@ -1,0 +1,318 @@
+"""What the rest of the program sees of the peer-to-peer network: values, settings and four protocols.
+
+Two implementations keep these promises and pass one contract suite (`p2p.testing.contract`): the libp2p
+driver (`p2p.open_node`) and the memory network (`p2p.testing.MemoryNetwork`). Everything runs under trio.
+
+What is not here: the meaning of any frame or message. Bytes go in, bytes come out, with bounds.
+
+Cancellation: every `async` method may be cancelled. What that leaves behind is said at the method; where
+nothing is said, nothing is left behind.
+
+Times named `*_at` are nanoseconds since the Unix epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from types import TracebackType
+from typing import Protocol
+
+PeerId = str
+"""A peer's public key as text: base58btc of the libp2p identity multihash, such as `12D3Koo…`."""
+
+KIB = 1024
+MIB = 1024 * KIB
+
+DHT_KEY_BYTES = 32  # every key of ours is a SHA-256
+FRAME_BYTES_CEILING = 32 * MIB  # no protocol may ask for larger frames: one must fit memory many times over
+GOSSIP_MESSAGE_BYTES_MAX = 64 * KIB  # an offer is 1 KiB; the rest is room for proofs
+KAD_PREFIX = "/cocoon/kad/1.0.0"
+
+
+class Verdict(Enum):
+    """What a validator says of a gossip message. REJECT blames the forwarder, so say it only of what every
+    peer judges alike (rule G1); IGNORE drops the message and blames nobody."""
+
+    ACCEPT = "accept"
+    REJECT = "reject"
+    IGNORE = "ignore"
+
+
+Validator = Callable[[PeerId, bytes], Verdict]
+"""(forwarding neighbour, data) → verdict. Synchronous and fast: it runs before a message is delivered or
+forwarded. It should not raise; if it does, the message is ignored and the error is logged by type."""
+
+
+class Direction(Enum):
+    INBOUND = "inbound"
+    OUTBOUND = "outbound"
+
+
+class DhtMode(Enum):
+    """SERVER stores and answers for others; CLIENT only asks (a client peer's choice, rule H2)."""
+
+    SERVER = "server"
+    CLIENT = "client"
+
+
+# --- values ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerInfo:
+    peer: PeerId
+    addresses: tuple[str, ...]  # without the trailing /p2p/<peer>
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionInfo:
+    peer: PeerId
+    address: str  # the remote end as we see it; "" when the transport does not say
+    direction: Direction
+    opened_at: int
+    agent: str | None  # the peer's own words about its software (identify); bounded, not to be trusted
+    relayed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DialFailure:
+    peer: PeerId
+    address: str
+    reason: str  # short and for people: "refused by policy: loopback", "timed out after 5 s"
+    at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GossipMessage:
+    topic: str
+    data: bytes
+    forwarder: PeerId  # the neighbour it came from; our own id for messages that we published
+    source: PeerId  # who signed it at the gossip layer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerConnected:
+    """The first connection to a peer stands."""
+
+    peer: PeerId
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerDisconnected:
+    """The last connection to a peer is gone."""
+
+    peer: PeerId
+
+
+PeerEvent = PeerConnected | PeerDisconnected
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Counters since the node was opened. They only rise, `*_open` apart."""
+
+    connections_open: int
+    streams_open: int
+    streams_opened: int
+    streams_accepted: int
+    streams_refused: int  # over a peer's quota
+    frames_sent: int
+    frames_received: int
+    bytes_sent: int
+    bytes_received: int
+    frames_refused: int  # too large or malformed
+    gossip_published: int
+    gossip_received: int  # validated and handed to a subscription
+    gossip_rejected: int
+    gossip_ignored: int
+    gossip_dropped: int  # a subscriber's queue was full
+    handler_errors: int  # exceptions that ended a stream, and nothing else
+    dials: int
+    dials_failed: int
+
+
+# --- settings --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    connections_max: int = 512  # ~0.2 MB each
+    streams_per_peer_max: int = 128  # inbound, all protocols together; a session is one stream
+    dial_timeout_s: float = 5.0  # for one address, handshake included
+    dial_parallel_max: int = 8  # addresses of one peer tried at the same time
+    addresses_per_dial_max: int = 16  # a hostile address list must not become a port scan
+    open_timeout_s: float = 10.0  # a stream, negotiation included, without the dial
+    handshake_timeout_s: float = 10.0  # an inbound stream must name its protocol within this time
+    dial_failures_kept_max: int = 64
+    gossip_queue_max: int = 1024  # messages waiting for one subscriber
+    peer_event_queue_max: int = 1024
+    gossip_message_bytes_max: int = GOSSIP_MESSAGE_BYTES_MAX
+    stream_window_bytes: int = 1 * MIB  # what a peer may have in flight unread on one stream
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)  # empty: dial only
+    announce: tuple[str, ...] = ()  # what to tell others instead of the listen addresses (behind NAT)
+    bootstrap: tuple[str, ...] = ()  # multiaddrs that end in /p2p/<peer>; kept connected in the background
+    dht_mode: DhtMode = DhtMode.SERVER
+    kad_prefix: str = KAD_PREFIX
+    gossip: bool = True
+    relay: bool = False  # offer a limited relay v2 to others: for public nodes
+    allow_private_addresses: bool = False  # True only on a development network and in tests (rule G4)
+    agent: str = "cocoon"
+    limits: Limits = field(default_factory=Limits)
+
+
+# --- protocols -------------------------------------------------------------------------------------------
+
+
+class Stream(Protocol):
+    """Frames both ways between two peers, in order, each whole or not at all.
+
+    One task may send while another receives; two concurrent senders (or receivers) take turns.
+    """
+
+    @property
+    def peer(self) -> PeerId: ...
+
+    @property
+    def protocol(self) -> str: ...
+
+    async def send(self, frame: bytes) -> None:
+        """Hand one frame to the muxer; returns when it has taken all of it, waiting for the peer's window.
+
+        Raises MessageTooLarge (over the bound; the stream stays good), StreamClosed (we closed our side),
+        StreamReset. Cancelled before the first byte it leaves the stream as it was; later, it resets it.
+        """
+
+    async def receive(self) -> bytes:
+        """The next frame. Raises StreamClosed (the peer ended between frames), StreamReset, FrameTooLarge,
+        FrameInvalid. Cancelled, it loses nothing: the next call goes on where this one stopped."""
+
+    async def close_write(self) -> None:
+        """Say that no more frames will come from here. Reading goes on. Never raises."""
+
+    async def aclose(self) -> None:
+        """End both directions in order. Never raises, takes at most 1 s (then resets). Idempotent."""
+
+    async def reset(self) -> None:
+        """Break the stream: the peer sees StreamReset. Never raises, takes at most 1 s. Idempotent."""
+
+    async def __aenter__(self) -> Stream: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """aclose(), or reset() when the block failed."""
+
+
+StreamHandler = Callable[[Stream], Awaitable[None]]
+"""Serves one inbound stream. When it returns the stream is closed; when it raises the stream is reset, the
+error is logged by type only, and everything else goes on."""
+
+
+class Subscription(Protocol):
+    """The accepted messages of one topic, ours included, oldest first. Iteration ends after `aclose`."""
+
+    @property
+    def topic(self) -> str: ...
+
+    @property
+    def dropped(self) -> int:
+        """Messages lost because the reader was slower than the network: the newest are dropped."""
+
+    def __aiter__(self) -> AsyncIterator[GossipMessage]: ...
+
+    async def __anext__(self) -> GossipMessage: ...
+
+    async def aclose(self) -> None:
+        """Leave the topic. Idempotent."""
+
+
+class PeerEvents(Protocol):
+    """Connections that came and went. Starts with PeerConnected for every peer connected at the time."""
+
+    @property
+    def dropped(self) -> int: ...
+
+    def __aiter__(self) -> AsyncIterator[PeerEvent]: ...
+
+    async def __anext__(self) -> PeerEvent: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Node(Protocol):
+    """One peer of the network. Made by `p2p.open_node` or `MemoryNetwork.open_node`, both context managers;
+    leaving the block ends every task, stream and connection within a few seconds.
+
+    After that every method that would use the network raises NodeClosed.
+    """
+
+    @property
+    def peer(self) -> PeerId: ...
+
+    def addresses(self) -> tuple[str, ...]:
+        """What others can dial: multiaddrs that end in /p2p/<our id>."""
+
+    async def wait_connected(self, *, timeout_s: float, peers_min: int = 1) -> None:
+        """Return once `peers_min` peers are connected. Raises NotConnected with the dial failures so far."""
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        """Be connected to `peer`; at once when that is so already.
+
+        All addresses are tried side by side (`dial_parallel_max`), the first that works wins, and no
+        earlier failure is held against any of them. Addresses that the dial policy forbids are not tried.
+        Raises DialFailed, which lists every address with its reason; AddressInvalid and PeerIdInvalid are
+        failures of one address, or of the argument.
+        """
+
+    async def disconnect(self, peer: PeerId) -> None:
+        """Close all connections to `peer`. Its streams end with StreamReset. Never raises."""
+
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, addresses: Sequence[str] = (), frame_bytes_max: int
+    ) -> Stream:
+        """A new stream, connecting first if need be (to `addresses`, else to those known already).
+
+        A connection that turns out to be dead (the peer restarted) is dropped and dialled anew, once.
+        Raises DialFailed, ProtocolUnsupported, OpenFailed (time-out included). At most
+        `open_timeout_s` after the connection stands.
+        """
+
+    def handle(
+        self, protocol: str, handler: StreamHandler, *, frame_bytes_max: int, streams_per_peer_max: int
+    ) -> None:
+        """Serve `protocol` from now on. Streams over the peer's quota are reset at once. Replaces an
+        earlier handler of the same protocol."""
+
+    async def subscribe(self, topic: str, validator: Validator) -> Subscription:
+        """Join `topic`. Only what `validator` accepts is delivered and forwarded. One subscription per
+        topic at a time: a second one raises SettingsInvalid."""
+
+    async def publish(self, topic: str, data: bytes) -> int:
+        """Send to the topic's neighbours; returns how many there were (0: nobody heard it). Our own
+        subscription gets it too. Raises MessageTooLarge, GossipDisabled."""
+
+    async def provide(self, key: bytes) -> None:
+        """Announce in the DHT that this peer provides `key` (32 bytes). Lasts hours: repeat it. Raises
+        DhtFailed when no other peer could be told."""
+
+    async def find_providers(self, key: bytes, *, count_max: int) -> tuple[PeerInfo, ...]:
+        """Peers that announced `key`, ours never among them; empty when there are none. Raises DhtFailed
+        when there is nobody to ask."""
+
+    async def find_peer(self, peer: PeerId) -> PeerInfo:
+        """The addresses of `peer`. Raises PeerNotFound."""
+
+    def connections(self) -> tuple[ConnectionInfo, ...]: ...
+
+    def dial_failures(self) -> tuple[DialFailure, ...]:
+        """The latest failures, newest first, at most `dial_failures_kept_max`."""
+
+    def peer_events(self) -> PeerEvents: ...
+
+    def statistics(self) -> Statistics: ...
