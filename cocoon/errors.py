@@ -123,9 +123,45 @@ class AttestationError(CocoonError):
     blame = Blame.REMOTE
     exit_code = 3
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: str | None = None,
+        advice: str | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        """`reason` names the one check that failed, e.g. "gpu.fwid-missing"; stable, for programs."""
+        super().__init__(message, advice=advice, retryable=retryable)
+        self.reason = reason if reason is not None else self.code
+
+
+class EvidenceMalformed(AttestationError):
+    """Evidence whose bytes do not have the shape, size or nesting that its format prescribes."""
+
 
 class QuoteInvalid(AttestationError):
     """The quote's bytes, chain or signature are wrong."""
+
+
+class EventLogInvalid(AttestationError):
+    """An event log that does not replay to the quote's RTMRs, or holds what no accepted image measures."""
+
+
+class GpuReportInvalid(AttestationError):
+    """A GPU report's bytes, chain, firmware id, signature, nonce or kind of device are wrong."""
+
+
+class RimInvalid(AttestationError):
+    """A reference-measurement file (RIM) is malformed, unsigned, expired, or not the one for this GPU."""
+
+
+class CertificateRevoked(AttestationError):
+    """A certificate in the evidence is revoked, or its issuer does not vouch for it."""
+
+
+class RevocationUnknown(AttestationError):
+    """The revocation list or OCSP answer that would clear a certificate is missing or not genuine."""
 
 
 class TcbOutOfDate(AttestationError):
