@@ -1,0 +1,1 @@
+"""A peer-to-peer market for confidential AI inference. Public names only."""
