@@ -37,7 +37,7 @@ GPUS_MAX: Final = 8
 MODELS_MAX: Final = 16
 
 
-class Statement(Message):
+class Statement(Message, frozen=True):
     """One session's claims. Digests are zeros where the mode has no such thing."""
 
     version: U16

@@ -123,7 +123,7 @@ class ClientRole(Protocol):
         """Run one request, choosing the provider. `body` is OpenAI's, `endpoint` "chat.completions" or "completions".
 
         Entering the context returns once a provider has accepted. Raises `InvalidRequest`, `ModelNotFound`,
-        `NoProvider`, `PriceTooHigh`, `AttestationError`, `Refused`, `Unavailable`; then, while iterating, `StreamBroken`.
+        `NoProvider`, `PriceTooHigh`, `AttestationError`, `Refused`, `Unavailable`; while iterating, `StreamBroken`.
         """
         ...
 

@@ -49,7 +49,7 @@ class Message(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, 
 # --- market: offers and beacons --------------------------------------------------------------------------
 
 
-class OfferPrices(Message):
+class OfferPrices(Message, frozen=True):
     """NanoTON per 10⁶ tokens, and per request."""
 
     input_nano: AmountNano
@@ -58,7 +58,7 @@ class OfferPrices(Message):
     request_nano: AmountNano
 
 
-class OfferSpeed(Message):
+class OfferSpeed(Message, frozen=True):
     """What the provider measured of itself: a claim, discounted until seen."""
 
     first_token_p50_ms: U32
@@ -66,7 +66,7 @@ class OfferSpeed(Message):
     tokens_per_s_p50: U32
 
 
-class OfferTerms(Message):
+class OfferTerms(Message, frozen=True):
     """How the provider wants to be paid. Zeros in a free offer."""
 
     payout: Bytes32  # 256-bit account id in workchain 0
@@ -75,7 +75,7 @@ class OfferTerms(Message):
     voucher_step_nano: AmountNano
 
 
-class Offer(Message):
+class Offer(Message, frozen=True):
     """One model at one provider peer at one price, for at most an hour (`design.md` §4)."""
 
     version: U16
@@ -108,14 +108,14 @@ class Offer(Message):
     extensions: dict[int, bytes]  # keys ≥ 1000, ignored when unknown
 
 
-class SignedOffer(Message, tag=32):
+class SignedOffer(Message, frozen=True, tag=32):
     """An offer as received, and O's signature over its 108-byte stake statement."""
 
     offer: OfferBytes
     signature: Signature
 
 
-class Beacon(Message):
+class Beacon(Message, frozen=True):
     """How busy a provider is now: a hint for ranking, never the truth. Life 30 s."""
 
     version: U16
@@ -131,20 +131,20 @@ class Beacon(Message):
     wait_ms: U32
 
 
-class SignedBeacon(Message, tag=33):
+class SignedBeacon(Message, frozen=True, tag=33):
     """A beacon as received, and P's signature over it."""
 
     beacon: BeaconBytes
     signature: Signature
 
 
-class OffersQuery(Message, tag=34):
+class OffersQuery(Message, frozen=True, tag=34):
     """`/cocoon/offers/1`: which offers do you make? An empty `model` asks for all."""
 
     model: MaybeBytes32
 
 
-class OffersReply(Message, tag=35):
+class OffersReply(Message, frozen=True, tag=35):
     """The answer: current offers and beacons, each an encoded `SignedOffer` or `SignedBeacon`."""
 
     offers: Annotated[
@@ -160,7 +160,7 @@ class OffersReply(Message, tag=35):
 # --- session ---------------------------------------------------------------------------------------------
 
 
-class Hello(Message, tag=1):
+class Hello(Message, frozen=True, tag=1):
     """Client → provider: prove who you are, freshly. Sent again after ten minutes on the same stream."""
 
     version: U16
@@ -169,7 +169,7 @@ class Hello(Message, tag=1):
     client_nonce: Bytes32  # enters the session id
 
 
-class Evidence(Message, tag=2):
+class Evidence(Message, frozen=True, tag=2):
     """Provider → client: the statement S verbatim, O's and P's signatures over it, and hardware evidence."""
 
     statement: Annotated[bytes, Meta(min_length=1, max_length=limits.STATEMENT_BYTES_MAX)]
@@ -179,14 +179,14 @@ class Evidence(Message, tag=2):
     hardware: Annotated[bytes, Meta(max_length=limits.EVIDENCE_BYTES_MAX)]  # empty at trust level `open`
 
 
-class Authenticate(Message, tag=3):
+class Authenticate(Message, frozen=True, tag=3):
     """Client → provider: V's signature over the session, sealed to E (rule S2). Needed before a paid Open."""
 
     session_prefix: Bytes8
     sealed: Annotated[bytes, Meta(max_length=1_024)]
 
 
-class OpenHeader(Message):
+class OpenHeader(Message, frozen=True):
     """What an `Open` declares in the clear: admission works on this alone (S6), and the seal binds it (S3)."""
 
     offer: Bytes32  # digest of the offer whose price holds
@@ -196,7 +196,7 @@ class OpenHeader(Message):
     cost_max_nano: AmountNano
 
 
-class Open(Message, tag=4):
+class Open(Message, frozen=True, tag=4):
     """Client → provider: one sealed request."""
 
     id: U63  # strictly rising within a session
@@ -208,7 +208,7 @@ class Open(Message, tag=4):
     voucher: Annotated[bytes, Meta(max_length=256)]  # empty when free
 
 
-class Accepted(Message, tag=5):
+class Accepted(Message, frozen=True, tag=5):
     """Provider → client: it is admitted. `salt` is r of rule S4."""
 
     id: U63
@@ -216,7 +216,7 @@ class Accepted(Message, tag=5):
     queue_position: U16
 
 
-class Refused(Message, tag=6):
+class Refused(Message, frozen=True, tag=6):
     """Provider → client: not admitted, unbilled. `reason` is a `cocoon.serve.reasons.Reason` value."""
 
     id: U63
@@ -225,7 +225,7 @@ class Refused(Message, tag=6):
     detail: Detail  # for the caller's eyes; never holds request text
 
 
-class Chunk(Message):
+class Chunk(Message, frozen=True):
     """Sealed output of one request. The counts are cumulative and are bound by the seal."""
 
     id: U63
@@ -236,27 +236,27 @@ class Chunk(Message):
     sealed: Annotated[bytes, Meta(min_length=16, max_length=limits.SEALED_CHUNK_BYTES_MAX)]
 
 
-class Frame(Message, tag=7):
+class Frame(Message, frozen=True, tag=7):
     """Provider → client: what all requests of the session produced in the last 20 ms, padded to 256 bytes (S5)."""
 
     chunks: Annotated[list[Chunk], Meta(min_length=1, max_length=limits.FRAME_CHUNKS_MAX)]
     padding: Annotated[bytes, Meta(max_length=limits.FRAME_PAD_BYTES + 8)]
 
 
-class Credit(Message, tag=8):
+class Credit(Message, frozen=True, tag=8):
     """Client → provider: the total of sealed bytes it takes for this request; only grows."""
 
     id: U63
     total_bytes: U63
 
 
-class Cancel(Message, tag=9):
+class Cancel(Message, frozen=True, tag=9):
     """Client → provider: stop. Chunks that were already sent stay billed."""
 
     id: U63
 
 
-class ReceiptBody(Message):
+class ReceiptBody(Message, frozen=True):
     """What P signs (rule M4)."""
 
     version: U16
@@ -276,7 +276,7 @@ class ReceiptBody(Message):
     final: bool
 
 
-class Receipt(Message, tag=10):
+class Receipt(Message, frozen=True, tag=10):
     """Provider → client: every 256 tokens and at the end."""
 
     id: U63
@@ -284,26 +284,26 @@ class Receipt(Message, tag=10):
     signature: Signature
 
 
-class Voucher(Message, tag=11):
+class Voucher(Message, frozen=True, tag=11):
     """Client → provider: a cumulative voucher, 92 bytes as the account contract rebuilds them, and V's signature."""
 
     voucher: Annotated[bytes, Meta(min_length=92, max_length=92)]
     signature: Signature
 
 
-class Ping(Message, tag=12):
+class Ping(Message, frozen=True, tag=12):
     """Either way: are you there?"""
 
     token: U63
 
 
-class Pong(Message, tag=13):
+class Pong(Message, frozen=True, tag=13):
     """Either way: yes, with your token."""
 
     token: U63
 
 
-class Failed(Message, tag=14):
+class Failed(Message, frozen=True, tag=14):
     """Provider → client: an accepted request cannot go on. Chunks up to here stand."""
 
     id: U63
@@ -311,7 +311,7 @@ class Failed(Message, tag=14):
     detail: Detail
 
 
-class Goodbye(Message, tag=15):
+class Goodbye(Message, frozen=True, tag=15):
     """Either way: no new requests on this stream; those in flight finish."""
 
     reason: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]+$")]
@@ -327,7 +327,7 @@ SessionMessage = (
 # --- inside the seals ------------------------------------------------------------------------------------
 
 
-class SealedRequest(Message):
+class SealedRequest(Message, frozen=True):
     """The plaintext of `Open.sealed`, before padding. `body` is an OpenAI-style JSON object."""
 
     response_key: Bytes32  # new for every attempt (S4)
@@ -336,7 +336,7 @@ class SealedRequest(Message):
     body: Annotated[bytes, Meta(min_length=2, max_length=1024 * 1024)]
 
 
-class TokenLogprob(Message):
+class TokenLogprob(Message, frozen=True):
     """One generated token with its alternatives. Log probabilities are in 10⁻⁶ nat, floored at −10⁹."""
 
     token_id: U32
@@ -345,7 +345,7 @@ class TokenLogprob(Message):
     top: Annotated[list[tuple[U32, bytes, Annotated[int, Meta(ge=-1_000_000_000, le=0)]]], Meta(max_length=20)]
 
 
-class ChunkBody(Message):
+class ChunkBody(Message, frozen=True):
     """The plaintext of a chunk that is not the last."""
 
     text: str
@@ -354,7 +354,7 @@ class ChunkBody(Message):
     tool_calls: bytes  # JSON array of OpenAI tool-call deltas; empty without
 
 
-class EndBody(Message):
+class EndBody(Message, frozen=True):
     """The plaintext of the final chunk (rule S4: `End` is sealed)."""
 
     finish_reason: Annotated[str, Meta(min_length=1, max_length=24)]
