@@ -1,0 +1,182 @@
+"""Proof that a TDX quote is genuine: the one place that calls dcap-qvl, and all that dcap-qvl does not check.
+
+`verify_quote` answers "did this come from a TDX module on a platform that Intel vouches for?" and returns every
+fact a policy may want to judge. It does not judge measurements, TCB status, advisories, collateral age or PPID:
+`policy.py` does, afresh for every request. What no policy may ever allow (a debug guest, bytes after the quote,
+an SGX quote, a revoked TCB) is refused here.
+
+dcap-qvl is one vendor's library: keep this file the only one that imports it, so that it stays replaceable. Its
+network functions are never called; collateral is handed in.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, Final
+
+import dcap_qvl
+
+from ..errors import (
+    AttestationError,
+    CertificateRevoked,
+    QuoteInvalid,
+    RevocationUnknown,
+    StaleEvidence,
+    TcbOutOfDate,
+)
+from .collateral import Collateral, read_collateral
+from .quote import TdReport, read_quote
+from .roots import Anchors
+from .trail import Trail
+
+ATTRIBUTE_DEBUG: Final = 1
+SEPT_VE_DISABLE: Final = 1 << 28
+TCB_REVOKED: Final = "Revoked"
+
+# What dcap-qvl says → the check that failed. First match wins; its texts are not an interface, so an unknown
+# one still refuses, as "tdx.signature-chain". A test pins every row against the pinned version.
+_REFUSALS: Final[tuple[tuple[str, str, type[AttestationError]], ...]] = (
+    ("debug", "tdx.debug", QuoteInvalid),
+    ("sept_ve", "tdx.attributes", QuoteInvalid),
+    ("tud", "tdx.attributes", QuoteInvalid),
+    ("reserved", "tdx.attributes", QuoteInvalid),
+    ("pks", "tdx.attributes", QuoteInvalid),
+    ("service_td", "tdx.service-td", QuoteInvalid),
+    ("service td", "tdx.service-td", QuoteInvalid),
+    ("unknownrevocationstatus", "tdx.crl", RevocationUnknown),
+    ("tcb status is invalid", "tdx.tcb-revoked", TcbOutOfDate),
+    ("tcb is revoked", "tdx.tcb-revoked", TcbOutOfDate),
+    ("tcb status: revoked", "tdx.tcb-revoked", TcbOutOfDate),
+    ("revoked", "tdx.revoked", CertificateRevoked),
+    ("crl", "tdx.crl", RevocationUnknown),
+    ("fmspc", "tdx.fmspc", QuoteInvalid),
+    ("tcb level", "tdx.tcb-level", TcbOutOfDate),
+    ("minimum required", "tdx.tcb-level", TcbOutOfDate),
+    ("tdx module", "tdx.tcb-module", TcbOutOfDate),
+    ("expired", "tdx.expired", StaleEvidence),
+    ("notvalidyet", "tdx.not-yet-valid", StaleEvidence),
+    ("not valid yet", "tdx.not-yet-valid", StaleEvidence),
+    ("unknownissuer", "tdx.root", QuoteInvalid),
+    ("root", "tdx.root", QuoteInvalid),
+    ("qe identity", "tdx.qe-identity", QuoteInvalid),
+    ("qe report", "tdx.qe-report", QuoteInvalid),
+    ("signature", "tdx.signature", QuoteInvalid),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedQuote:
+    """A genuine quote. Times are Unix seconds."""
+
+    version: int
+    report: TdReport
+    tcb_status: str  # Intel's word: UpToDate, SWHardeningNeeded, OutOfDate …
+    advisories: tuple[str, ...]
+    tcb_evaluation_number: int
+    fmspc: bytes
+    ppid: bytes  # names the machine; the key of host registries
+    cpu_svn: bytes
+    pce_svn: int
+    collateral: Collateral
+    expires_s: int  # the earliest nextUpdate or certificate end in the collateral
+
+
+def verify_quote(quote: bytes, collateral: bytes, *, anchors: Anchors, now_s: int, trail: Trail) -> VerifiedQuote:
+    """Verify a quote against collateral at a time. Raises an `AttestationError` that names the failed check."""
+    with trail.step("tdx.format", "a TDX quote, every length exact"):
+        form = read_quote(quote)
+    with trail.step("collateral.format"):
+        read = read_collateral(collateral)
+    report = form.report
+    trail.require(
+        not report.td_attributes & ATTRIBUTE_DEBUG,
+        "tdx.debug",
+        QuoteInvalid,
+        "a debug guest: its owner can read its memory",
+    )
+    trail.require(
+        not any(report.mr_service_td or b""),
+        "tdx.service-td",
+        QuoteInvalid,
+        "a service TD is bound to the guest",
+    )
+    trail.require(
+        not any(report.mr_signer_seam) and not any(report.seam_attributes),
+        "tdx.module-signer",
+        QuoteInvalid,
+        "the TDX module is not signed by Intel",
+    )
+    with trail.step("tdx.signature-chain", "PCK, TCB and QE chains, both CRLs, QE report, quote signature"):
+        claims = _run_dcap_qvl(quote, read, anchors, now_s)
+    return _facts(claims, form.version, report, read, trail)
+
+
+def _run_dcap_qvl(quote: bytes, collateral: Collateral, anchors: Anchors, now_s: int) -> dict[str, Any]:
+    if not 0 <= now_s < 1 << 40:
+        raise StaleEvidence("the verification time is out of range", reason="tdx.time")
+    try:
+        parsed = dcap_qvl.QuoteCollateralV3.from_json(collateral.text)
+        verifier = dcap_qvl.QuoteVerifier(anchors.intel_root)
+        policy = dcap_qvl.QuotePolicy.claims_only(now_s)
+        text = verifier.verify_with_policy(quote, parsed, now_s, policy).to_json()
+    except (ValueError, RuntimeError, TypeError, OverflowError) as error:
+        raise _refusal(str(error)) from None
+    except BaseException as error:  # a Rust panic is a BaseException; bytes from outside must not end the process
+        if type(error).__name__ != "PanicException":
+            raise
+        raise QuoteInvalid("the quote breaks its parser", reason="tdx.signature-chain") from None
+    claims: dict[str, Any] = json.loads(text)
+    return claims
+
+
+def _refusal(text: str) -> AttestationError:
+    lower = text.lower()
+    for part, reason, kind in _REFUSALS:
+        if part in lower:
+            return kind(f"Intel's verification refuses the quote: {_one_line(text)}", reason=reason)
+    return QuoteInvalid(f"Intel's verification refuses the quote: {_one_line(text)}", reason="tdx.signature-chain")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:200]
+
+
+def _facts(
+    claims: dict[str, Any], version: int, report: TdReport, collateral: Collateral, trail: Trail
+) -> VerifiedQuote:
+    body = claims["report"].get("TD15") or claims["report"].get("TD10") or {}
+    # dcap-qvl and this package must have read one and the same report.
+    trail.require(
+        body.get("report_data") == report.report_data.hex()
+        and body.get("mr_td") == report.mr_td.hex()
+        and body.get("rt_mr3") == report.rtmr[3].hex(),
+        "tdx.same-reading",
+        QuoteInvalid,
+        "two readings of the quote differ",
+    )
+    pck = claims["platform"]["pck"]
+    fmspc = bytes(pck["fmspc"])
+    trail.require(fmspc == collateral.fmspc, "tdx.fmspc", QuoteInvalid, "the TCB info is of another platform family")
+    status = str(claims["tcb"]["status"])
+    trail.require(status != TCB_REVOKED, "tdx.tcb-revoked", TcbOutOfDate, "Intel has revoked this TCB level")
+    return VerifiedQuote(
+        version=version,
+        report=report,
+        tcb_status=status,
+        advisories=tuple(sorted(map(str, claims["tcb"]["advisory_ids"]))),
+        tcb_evaluation_number=min(collateral.tcb_evaluation_number, collateral.qe_evaluation_number),
+        fmspc=fmspc,
+        ppid=bytes(pck["ppid"]),
+        cpu_svn=bytes(pck["cpu_svn"]),
+        pce_svn=int(pck["pce_svn"]),
+        collateral=collateral,
+        expires_s=min(
+            int(claims["earliest_expiration_date"]),
+            int(claims["qe_iden_earliest_expiration_date"]),
+            collateral.tcb_info.next_update_s,
+            collateral.qe_identity.next_update_s,
+            collateral.pck_crl.next_update_s,
+            collateral.root_crl.next_update_s,
+        ),
+    )
