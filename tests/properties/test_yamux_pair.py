@@ -5,6 +5,7 @@ from __future__ import annotations
 import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from p2p.yamux import Session, SessionStream, StreamArrived, StreamLimitReached, YamuxSettings
 
 SETTINGS = YamuxSettings(streams_inbound_max=6, streams_outbound_max=8, send_buffer_bytes_max=40_000)
@@ -37,7 +38,7 @@ class TwoSessions(RuleBasedStateMachine):
         streams = [s for s in self.streams(side) if not s.is_write_closed and not s.is_reset]
         if streams:
             stream = streams[pick % len(streams)]
-            data = bytes((seed + i) & 255 for i in range(0, 251)) * (size // 251 + 1)
+            data = bytes((seed + i) & 255 for i in range(251)) * (size // 251 + 1)
             taken = self.sessions[side].write(stream, data[:size])
             self.written.setdefault((side, stream.id), bytearray()).extend(data[:taken])
 

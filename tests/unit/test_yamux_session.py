@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from p2p.yamux import (
     PongReceived,
     RemoteGone,
@@ -248,8 +249,7 @@ def test_a_pong_that_nobody_asked_for_is_ignored() -> None:
 def test_a_peer_that_causes_answers_and_reads_none_is_cut_off() -> None:
     server = Session(is_client=False, now=0, settings=YamuxSettings(control_bytes_max=100))
     with pytest.raises(YamuxViolation, match="does not read"):
-        for _ in range(20):
-            server.receive(encode_header(PING, SYN, 0, 7))
+        server.receive(encode_header(PING, SYN, 0, 7) * 20)
 
 
 def test_after_go_away_no_stream_can_be_opened_and_open_ones_go_on() -> None:
