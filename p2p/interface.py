@@ -149,7 +149,8 @@ class Limits:
     gossip_queue_max: int = 1024  # messages waiting for one subscriber
     peer_event_queue_max: int = 1024
     gossip_message_bytes_max: int = GOSSIP_MESSAGE_BYTES_MAX
-    stream_window_bytes: int = 1 * MIB  # what a peer may have in flight unread on one stream
+    stream_window_bytes: int = 256 * KIB  # what a peer may have in flight unread on one stream (yamux's default)
+    unread_bytes_max: int = 16 * MIB  # of all streams of one connection; over it the connection is closed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +186,8 @@ class Stream(Protocol):
         """Hand one frame to the muxer; returns when it has taken all of it, waiting for the peer's window.
 
         Raises MessageTooLarge (over the bound; the stream stays good), StreamClosed (we closed our side),
-        StreamReset. Cancelled before the first byte it leaves the stream as it was; later, it resets it.
+        StreamReset. Cancelled while it waits for its turn, it leaves the stream as it was; once it has begun
+        to write, it resets the stream, because half a frame may be on its way.
         """
 
     async def receive(self) -> bytes:
@@ -283,9 +285,7 @@ class Node(Protocol):
         `open_timeout_s` after the connection stands.
         """
 
-    def handle(
-        self, protocol: str, handler: StreamHandler, *, frame_bytes_max: int, streams_per_peer_max: int
-    ) -> None:
+    def handle(self, protocol: str, handler: StreamHandler, *, frame_bytes_max: int, streams_per_peer_max: int) -> None:
         """Serve `protocol` from now on. Streams over the peer's quota are reset at once. Replaces an
         earlier handler of the same protocol."""
 

@@ -1,0 +1,204 @@
+"""libp2p's host, guarded (trap 1): whatever happens in the handler of a stream ends that stream, never the node.
+
+Also: Noise and yamux only (the library would offer plaintext, too), a bounded address book, and identify that
+takes little from strangers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.crypto.ed25519 import create_new_key_pair
+from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.host.ping import ID as PING
+from libp2p.host.ping import PingService
+from libp2p.identity.identify import identify
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.network.exceptions import SwarmException
+from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStore
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
+from libp2p.security.noise.transport import Transport as NoiseTransport
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.tcp.tcp import TCP
+from libp2p.transport.upgrader import TransportUpgrader
+from multiaddr import Multiaddr
+
+from p2p.addresses import DialPolicy
+from p2p.counters import Counters
+from p2p.driver.negotiate import answer, propose
+from p2p.driver.swarm import CocoonSwarm
+from p2p.errors import FrameInvalid, FrameTooLarge, OpenFailed
+from p2p.framing import FrameReader, encode_frame
+from p2p.interface import KIB, NodeSettings
+
+log = logging.getLogger("p2p")
+
+IDENTIFY = identify.ID
+IDENTIFY_BYTES_MAX = 16 * KIB  # with a signed record and a hundred protocols: 8 KiB
+IDENTIFY_TIMEOUT_S = 10.0
+ADDRESSES_PER_PEER_MAX = 16
+PROTOCOLS_PER_PEER_MAX = 128
+AGENT_CHARS_MAX = 128
+
+
+class BoundedPeerStore(PeerStore):  # type: ignore[misc]
+    """The library keeps any number of addresses per peer; the newest 16 are enough."""
+
+    def add_addrs(self, peer_id: ID, addrs: Sequence[Multiaddr], ttl: int = 0) -> None:
+        super().add_addrs(peer_id, list(addrs)[:ADDRESSES_PER_PEER_MAX], ttl)
+        known = self.peer_data_map.get(peer_id)
+        if known is not None and len(known.addrs) > ADDRESSES_PER_PEER_MAX:
+            del known.addrs[:-ADDRESSES_PER_PEER_MAX]
+
+
+class GuardedHost(BasicHost):  # type: ignore[misc]
+    """`nursery` runs what the library would hand to trio's system nursery, where one error ends the program."""
+
+    def __init__(self, network: CocoonSwarm, *, settings: NodeSettings, counters: Counters) -> None:
+        announce = [Multiaddr(address) for address in settings.announce]
+        super().__init__(
+            network,
+            default_protocols=OrderedDict(
+                [
+                    (IDENTIFY, self._answer_identify),
+                    (PING, PingService(self).handle_ping),
+                ]
+            ),
+            announce_addrs=announce or None,
+            disable_identify_address_discovery=True,
+        )
+        self.settings = settings
+        self.counters = counters
+        self.nursery: trio.Nursery | None = None
+        self.agents: dict[ID, str] = {}
+        self.on_identified: Callable[[ID], None] = lambda _: None
+        self._identifying: set[ID] = set()
+
+    # --- streams -----------------------------------------------------------------------------------------
+
+    async def _swarm_stream_handler(self, net_stream: INetStream) -> None:
+        """The supervision boundary of every inbound stream, the library's own protocols included."""
+        ended = False
+        try:
+            with trio.move_on_after(self.settings.limits.handshake_timeout_s) as scope:
+                protocol = await answer(net_stream, self.multiselect.handlers)
+            if scope.cancelled_caught:
+                raise OpenFailed("the peer did not name a protocol in time")
+            net_stream.set_protocol(TProtocol(protocol))
+            await self.multiselect.handlers[protocol](net_stream)
+            ended = True
+        except OpenFailed:
+            pass
+        except Exception as error:
+            self.counters.handler_errors += 1
+            log.debug("stream.failed", extra={"error": type(error).__name__})
+        finally:
+            if not ended:
+                with trio.move_on_after(1) as scope:
+                    scope.shield = True
+                    await net_stream.reset()
+
+    async def new_stream(self, peer_id: ID, protocol_ids: Sequence[TProtocol]) -> INetStream:
+        """What the library's own parts call. All of them propose one protocol."""
+        stream = await self._network.new_stream(peer_id)
+        opened = False
+        try:
+            with trio.fail_after(self.settings.limits.open_timeout_s):
+                await propose(stream, protocol_ids[0])
+            opened = True
+        except (OpenFailed, trio.TooSlowError) as error:
+            raise SwarmException(f"no {protocol_ids[0]} stream to {peer_id}") from error
+        finally:
+            if not opened:
+                with trio.move_on_after(1) as scope:
+                    scope.shield = True
+                    await stream.reset()
+        stream.set_protocol(protocol_ids[0])
+        return stream
+
+    # --- identify ----------------------------------------------------------------------------------------
+
+    async def _answer_identify(self, stream: INetStream) -> None:
+        observed = identify._remote_address_to_multiaddr(stream.get_remote_address())
+        message = identify._mk_identify_protobuf(self, observed)
+        message.agent_version = self.settings.agent
+        await stream.write(encode_frame(message.SerializeToString()))
+        await stream.close()
+
+    def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:
+        if self.nursery is None or peer_id in self._identifying or peer_id in self.agents:
+            return
+        self._identifying.add(peer_id)
+        self.nursery.start_soon(self._identify, peer_id)
+
+    async def _identify(self, peer_id: ID) -> None:
+        try:
+            with trio.move_on_after(IDENTIFY_TIMEOUT_S):
+                self._learn(peer_id, await self._ask_identify(peer_id))
+                self.on_identified(peer_id)
+        except Exception as error:
+            log.debug("identify.failed", extra={"peer": str(peer_id), "error": type(error).__name__})
+        finally:
+            self._identifying.discard(peer_id)
+
+    async def _ask_identify(self, peer_id: ID) -> Identify:
+        stream = await self.new_stream(peer_id, [IDENTIFY])
+        try:
+            reader = FrameReader(frame_bytes_max=IDENTIFY_BYTES_MAX)
+            while (frame := reader.next_frame()) is None:
+                reader.feed(await stream.read(IDENTIFY_BYTES_MAX))
+            message = Identify()
+            message.ParseFromString(frame)
+            return message
+        except (FrameTooLarge, FrameInvalid) as error:
+            raise OpenFailed("not an identify answer") from error
+        finally:
+            with trio.move_on_after(1) as scope:
+                scope.shield = True
+                await stream.reset()
+
+    def _learn(self, peer_id: ID, message: Identify) -> None:
+        if not self._network.live_connections(peer_id):
+            return
+        self.agents[peer_id] = "".join(c for c in message.agent_version if c.isprintable())[:AGENT_CHARS_MAX]
+        self.peerstore.set_protocols(peer_id, list(message.protocols)[:PROTOCOLS_PER_PEER_MAX])
+        addresses = []
+        for raw in list(message.listen_addrs)[:ADDRESSES_PER_PEER_MAX]:
+            try:
+                addresses.append(Multiaddr(bytes(raw)))
+            except Exception as error:  # the library raises many kinds for bytes that are no address
+                log.debug("identify.address_refused", extra={"error": type(error).__name__})
+        if addresses:
+            self.peerstore.add_addrs(peer_id, addresses, 3600)
+
+    def _on_notifee_disconnected(self, conn: Any) -> None:
+        if not self._network.live_connections(conn.muxed_conn.peer_id):
+            self.agents.pop(conn.muxed_conn.peer_id, None)
+
+
+def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> GuardedHost:
+    """A host that is not running yet, with the identity that grows from the 32-byte seed `key`."""
+    key_pair = create_new_key_pair(key)
+    peer_id = ID.from_pubkey(key_pair.public_key)
+    peerstore = BoundedPeerStore()
+    peerstore.add_key_pair(peer_id, key_pair)
+    noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
+    swarm = CocoonSwarm(
+        peer_id,
+        peerstore,
+        TransportUpgrader({NOISE: noise}, {TProtocol(YAMUX): Yamux}),
+        transports=[TCP()],
+        limits=settings.limits,
+        policy=DialPolicy(allow_private=settings.allow_private_addresses),
+        counters=counters,
+    )
+    return GuardedHost(swarm, settings=settings, counters=counters)
