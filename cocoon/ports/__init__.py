@@ -19,11 +19,11 @@ from .network import (
     Validator,
     Verdict,
 )
-from .store import KnownPeer, Signer, Store, StoredReceipt
+from .store import KnownPeer, Signer, Store, StoredReceipt, StoredReputation
 from .world import Clock, Entropy
 
 __all__ = [
     "Clock", "Connection", "Delta", "DialFailure", "Engine", "EngineEvent", "EngineInfo", "EngineLoad", "Entropy",
     "Finished", "GenerationRequest", "GossipMessage", "Handler", "KnownPeer", "Logprob", "Network",
-    "PeerAddresses", "Signer", "Store", "StoredReceipt", "Stream", "Subscription", "Validator", "Verdict",
+    "PeerAddresses", "Signer", "Store", "StoredReceipt", "StoredReputation", "Stream", "Subscription", "Validator", "Verdict",
 ]  # fmt: skip

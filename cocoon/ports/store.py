@@ -30,6 +30,15 @@ class KnownPeer:
     seen_ns: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReputation:
+    """What we saw of one operator ourselves, as `cocoon.market.history` packs it."""
+
+    key: bytes  # stake address or O (rule K7)
+    observed: bytes
+    at_ns: int
+
+
 class Store(Protocol):
     """Durable state. Every method returns only once its effect is on disk, or raises `StoreError`."""
 
@@ -41,7 +50,27 @@ class Store(Protocol):
         ...
 
     async def next_seq(self, operator: bytes, peer: bytes, model: Digest) -> int:
-        """A seq never given before for these three; persisted before it is returned."""
+        """A seq never given before for these three; persisted before it is returned.
+
+        It is above every earlier one, and made of the time and of randomness, so that neither a restored backup
+        nor a copied database gives one out again.
+        """
+        ...
+
+    async def save_proof(self, slot: Digest, proof: bytes) -> None:
+        """Keep a proof of equivocation; the first one for a slot stays."""
+        ...
+
+    async def proofs(self, *, count_max: int) -> tuple[bytes, ...]:
+        """The newest proofs first."""
+        ...
+
+    async def save_reputation(self, entries: tuple[StoredReputation, ...]) -> None:
+        """Replace what is kept under these keys; the most recent entries are kept."""
+        ...
+
+    async def reputation(self, *, count_max: int) -> tuple[StoredReputation, ...]:
+        """The most recent first."""
         ...
 
     async def save_receipt(self, receipt: StoredReceipt) -> None:
