@@ -32,6 +32,7 @@ from p2p.errors import (
     SettingsInvalid,
     StreamClosed,
     StreamError,
+    StreamLimitReached,
     StreamReset,
 )
 from p2p.interface import (
@@ -109,6 +110,7 @@ __all__ = [
     "StreamClosed",
     "StreamError",
     "StreamHandler",
+    "StreamLimitReached",
     "StreamReset",
     "Subscription",
     "Validator",

@@ -71,6 +71,10 @@ class ProtocolUnsupported(OpenFailed):
     """The peer answered, and does not speak the protocol."""
 
 
+class StreamLimitReached(OpenFailed):
+    """As many streams to this peer are open as the connection allows. Try again when one has ended."""
+
+
 class PeerNotFound(P2PError):
     """The DHT knows no address of the peer."""
 

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from p2p.counters import Counters
-from p2p.errors import StreamError
+from p2p.errors import StreamClosed, StreamError
 from p2p.framed import FramedStream, RawStream
 from p2p.interface import PeerId, StreamHandler
 
@@ -60,6 +60,8 @@ class Services:
         try:
             await service.handler(stream)
             served = True
+        except StreamClosed:
+            served = True  # the peer had said all, and the handler did not expect the end: still in order
         except StreamError:
             pass  # the peer's doing, and over
         except Exception as error:  # the supervision boundary of a stream

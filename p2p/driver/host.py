@@ -21,19 +21,20 @@ from libp2p.host.ping import ID as PING
 from libp2p.host.ping import PingService
 from libp2p.identity.identify import identify
 from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.io.exceptions import IOException
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from p2p.addresses import DialPolicy
 from p2p.counters import Counters
+from p2p.driver.muxer import OwnMuxers
 from p2p.driver.negotiate import answer, propose
 from p2p.driver.swarm import CocoonSwarm
 from p2p.errors import FrameInvalid, FrameTooLarge, OpenFailed
@@ -96,8 +97,8 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
             net_stream.set_protocol(TProtocol(protocol))
             await self.multiselect.handlers[protocol](net_stream)
             ended = True
-        except OpenFailed:
-            pass
+        except (OpenFailed, IOException):
+            pass  # the peer's doing, and over
         except Exception as error:
             self.counters.handler_errors += 1
             log.debug("stream.failed", extra={"error": type(error).__name__})
@@ -192,10 +193,12 @@ def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> Gua
     peerstore = BoundedPeerStore()
     peerstore.add_key_pair(peer_id, key_pair)
     noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
+    upgrader = TransportUpgrader({NOISE: noise}, {})
+    upgrader.muxer_multistream = OwnMuxers(TProtocol(YAMUX), limits=settings.limits)
     swarm = CocoonSwarm(
         peer_id,
         peerstore,
-        TransportUpgrader({NOISE: noise}, {TProtocol(YAMUX): Yamux}),
+        upgrader,
         transports=[TCP()],
         limits=settings.limits,
         policy=DialPolicy(allow_private=settings.allow_private_addresses),

@@ -33,6 +33,7 @@ from p2p.errors import (
     OpenFailed,
     ProtocolUnsupported,
     SettingsInvalid,
+    StreamLimitReached,
 )
 from p2p.framed import FramedStream
 from p2p.identity import SEED_BYTES, peer_id_to_bytes
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("p2p")
 
 CLOSE_TIMEOUT_S = 3.0
+LIVENESS_TIMEOUT_S = 2.0
 BOOTSTRAP_WAIT_FIRST_S = 0.5
 BOOTSTRAP_WAIT_MAX_S = 30.0
 
@@ -80,7 +82,7 @@ async def open_libp2p_node(settings: NodeSettings, *, key: bytes) -> AsyncIterat
                 yield node
             except BaseException as error:  # handed on below, outside of the nursery
                 failure = error
-        nursery.cancel_scope.cancel()
+        node.stop.set()
     if listen_failure:
         raise listen_failure[0]
     if failure is not None:
@@ -113,7 +115,7 @@ async def _run(
                     addresses = [address for named, address in bootstrap if named == peer]
                     nursery.start_soon(node.keep_connected, peer, addresses)
                 task_status.started(True)
-                await trio.sleep_forever()
+                await node.stop.wait()
             finally:
                 await node.close()
                 nursery.cancel_scope.cancel()
@@ -134,6 +136,7 @@ class Libp2pNode:
             policy=self._swarm.policy,
         )
         self._closed = False
+        self.stop = trio.Event()
         self._watch = ConnectionWatch(self._swarm, queue_max=settings.limits.peer_event_queue_max)
         host.on_identified = self._identified
         self._swarm.register_notifee(self._watch)
@@ -256,10 +259,10 @@ class Libp2pNode:
         connection = await self._swarm.dial(peer_id, known)
         try:
             raw = await self._open_on(connection, protocol)
-        except ProtocolUnsupported:
+        except (ProtocolUnsupported, StreamLimitReached):
             raise
         except OpenFailed:
-            if fresh:
+            if fresh or await connection.muxed_conn.is_alive(timeout_s=LIVENESS_TIMEOUT_S):
                 raise
             await _close_connection(connection)  # stale: the peer restarted, or the line is dead (trap 9)
             connection = await self._swarm.dial(peer_id, known or self._addresses_of(connection))

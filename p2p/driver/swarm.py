@@ -8,6 +8,7 @@ not, as in the library, for as long as the node does. Overrides private names of
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.transport.exceptions import SecurityUpgradeFailure
 from multiaddr import Multiaddr
 
@@ -232,14 +234,13 @@ def _reason_of(error: BaseException) -> str:
     seen: list[BaseException] = []
     while cause is not None and len(seen) < 16:
         seen.append(cause)
-        if isinstance(cause, BaseExceptionGroup):
-            cause = cause.exceptions[0]
-        else:
-            cause = cause.__cause__ or cause.__context__
+        cause = cause.exceptions[0] if isinstance(cause, BaseExceptionGroup) else cause.__cause__ or cause.__context__
     for known in reversed(seen):
-        if isinstance(known, OSError) and known.strerror:
-            return str(known.strerror).lower()
+        if isinstance(known, OSError) and known.errno:
+            return os.strerror(known.errno).lower()
     for known in reversed(seen):
+        if isinstance(known, PeerIDMismatchesPubkey):
+            return "another peer answered"
         if isinstance(known, SecurityUpgradeFailure):
-            return "answers as another peer" if "mismatch" in str(known) else "the secure handshake failed"
+            return "the secure handshake failed"
     return f"connection failed: {type(seen[-1]).__name__}"
