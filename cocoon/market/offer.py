@@ -233,11 +233,6 @@ class VerifiedOffer:
         return (self.offer.operator, self.offer.peer, self.offer.model)
 
     @property
-    def reputation_key(self) -> bytes:
-        """The stake address, or O when unstaked (rule K7); never P."""
-        return self.offer.operator if self.offer.stake == NO_DIGEST else self.offer.stake
-
-    @property
     def prices(self) -> Prices:
         """As the rest of the program spells them."""
         prices = self.offer.prices

@@ -25,5 +25,6 @@ from .world import Clock, Entropy
 __all__ = [
     "Clock", "Connection", "Delta", "DialFailure", "Engine", "EngineEvent", "EngineInfo", "EngineLoad", "Entropy",
     "Finished", "GenerationRequest", "GossipMessage", "Handler", "KnownPeer", "Logprob", "Network",
-    "PeerAddresses", "Signer", "Store", "StoredReceipt", "StoredReputation", "Stream", "Subscription", "Validator", "Verdict",
+    "PeerAddresses", "Signer", "Store", "StoredReceipt", "StoredReputation", "Stream", "Subscription", "Validator",
+    "Verdict",
 ]  # fmt: skip

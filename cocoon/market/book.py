@@ -1,0 +1,458 @@
+"""The offer book: what this peer knows to be on offer, and its verdict on every message that gossip brings.
+
+Checks run in the order of rule G1: size, shape, duplicate, time, the forwarder's token bucket, cached stake,
+signature. Only what every honest peer judges alike is REJECTed; the rest is IGNOREd, which blames nobody. Nothing is
+remembered of a message before its signatures hold, so a mangled first copy suppresses nothing: seq, rates, quota
+and the memory of duplicates are touched only afterwards.
+
+Per (operator, peer, model) the newest seq stands. A second digest for one slot is equivocation: the proof is kept
+and emitted, the conflicting copy goes on (so that others see both), and the operator is shunned for an hour.
+
+Memory is bounded in two pools. Offers whose stake is a cached chain fact have the large one; all others, those that
+name a stake nobody looked up included, share the small one. A full pool makes room at the cost of whoever
+holds most of it: first by operator, then by the neighbour that brought the offers.
+
+Not here: chain look-ups (facts are passed in), ranking (`selection`), our own offers (`publisher`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from ..errors import BadSignature, DecodeError, LimitExceeded, OfferInvalid
+from ..ports import Verdict
+from ..types import MILLISECOND_NS, NO_DIGEST, SECOND_NS, Digest, Network, PeerId
+from ..wire import limits
+from .beacon import (
+    BEACON_LIFE_NS,
+    MODEL_PREFIX_BYTES,
+    VerifiedBeacon,
+    parse_beacon,
+    verify_parsed_beacon,
+)
+from .catalogue import ModelRef
+from .effects import (
+    BookEffect,
+    DelistReason,
+    Emit,
+    EquivocationFound,
+    Judgement,
+    OfferDelisted,
+    OfferListed,
+    Persist,
+    StakeWanted,
+)
+from .equivocation import EquivocationProof, SignedStatement
+from .keys import shard_of
+from .offer import OfferKey, ParsedOffer, VerifiedOffer, parse_offer, verify_parsed
+from .rates import Bucket, Buckets, Rate
+
+CLOCK_SKEW_NS: Final = 60 * SECOND_NS  # how far ahead of ours a sender's clock may be
+OFFER_RATE: Final = Rate(interval_ns=30 * SECOND_NS, burst=2)  # per (O, P, model); 2: arrival times jitter
+BEACON_RATE: Final = Rate(interval_ns=5 * SECOND_NS, burst=2)
+OPERATOR_RATE: Final = Rate(interval_ns=4 * SECOND_NS, burst=64)  # all offers of one O; a full set at once
+FORWARDER_OFFER_RATE: Final = Rate(interval_ns=SECOND_NS // 20, burst=400)  # two signatures of 0.1 ms each
+FORWARDER_BEACON_RATE: Final = Rate(interval_ns=SECOND_NS // 100, burst=500)
+FORWARDERS_MAX: Final = 1_024  # more neighbours than any node keeps
+SEEN_MAX: Final = 16_384  # message hashes remembered: an hour of a large market's offers
+STATEMENTS_PER_OFFER_MAX: Final = 8  # slots remembered per (O, P, model), against equivocation in older seqs
+SHUN_NS: Final = limits.OFFER_LIFE_MAX_S * SECOND_NS  # an equivocator's offers are all dead by then
+SHUNNED_MAX: Final = 4_096
+STAKES_WANTED_MAX: Final = 1_024  # asked for once each until forgotten
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BookLimits:
+    """How much the book holds. An offer takes about 5 KB as objects (measured; see the README)."""
+
+    staked_offers_max: int = 3_072
+    unstaked_offers_max: int = 1_024  # the "small quota" of `design.md` §4
+    staked_offers_per_operator_max: int = 64
+    unstaked_offers_per_operator_max: int = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StakeFact:
+    """What the chain says of a stake contract; only proven state gets here."""
+
+    operator: bytes
+    key_epoch: int
+    amount_nano: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedOffer:
+    """An offer in force, as the book shows it."""
+
+    offer: VerifiedOffer
+    beacon: VerifiedBeacon | None  # not older than 30 s
+    is_staked: bool  # its stake is a cached chain fact
+    listed_ns: int
+
+    @property
+    def reputation_key(self) -> bytes:
+        """Rule K7: the stake address once the chain confirmed that it is this operator's, else O. Never P."""
+        return self.offer.offer.stake if self.is_staked else self.offer.offer.operator
+
+
+@dataclass(slots=True, kw_only=True)
+class _Entry:
+    offer: VerifiedOffer
+    forwarder: PeerId  # who brought this key first; it is charged for the place
+    is_staked: bool
+    listed_ns: int
+    beacon: VerifiedBeacon | None = None
+    offer_bucket: Bucket = field(default_factory=lambda: Bucket(OFFER_RATE))
+    beacon_bucket: Bucket = field(default_factory=lambda: Bucket(BEACON_RATE))
+    statements: OrderedDict[Digest, SignedStatement] = field(default_factory=OrderedDict)
+
+
+class OfferBook:
+    """One per node. `receive_offer` and `receive_beacon` are the validators of the gossip topics."""
+
+    def __init__(self, network: Network, *, limits: BookLimits | None = None) -> None:
+        self._network = network
+        self._limits = limits or BookLimits()
+        self._entries: dict[OfferKey, _Entry] = {}
+        self._by_model: dict[Digest, dict[OfferKey, None]] = {}
+        self._by_operator: dict[bytes, dict[OfferKey, None]] = {}
+        self._by_beacon_key: dict[tuple[bytes, bytes, bytes], OfferKey] = {}
+        self._unstaked = 0
+        self._expiries: list[tuple[int, OfferKey, Digest]] = []
+        self._stakes: dict[bytes, StakeFact] = {}
+        self._stakes_wanted: OrderedDict[bytes, None] = OrderedDict()
+        self._shunned: OrderedDict[bytes, int] = OrderedDict()
+        self._seen: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._operators: Buckets[bytes] = Buckets(
+            OPERATOR_RATE, count_max=2 * (self._limits.staked_offers_max + self._limits.unstaked_offers_max)
+        )
+        self._offer_forwarders: Buckets[PeerId] = Buckets(FORWARDER_OFFER_RATE, count_max=FORWARDERS_MAX)
+        self._beacon_forwarders: Buckets[PeerId] = Buckets(FORWARDER_BEACON_RATE, count_max=FORWARDERS_MAX)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # --- what is on offer --------------------------------------------------------------------------------
+
+    def listed(self, model: Digest | None = None, *, now: int) -> tuple[ListedOffer, ...]:
+        """Offers in force, of one model or of all."""
+        keys = self._entries if model is None else self._by_model.get(model, {})
+        return tuple(
+            _show(entry, now)
+            for key in keys
+            if (entry := self._entries[key]).offer.offer.not_before_s * SECOND_NS <= now + CLOCK_SKEW_NS
+            and now < entry.offer.expiry_ns
+        )
+
+    def find(self, digest: Digest, *, now: int) -> ListedOffer | None:
+        """The listed offer with this digest."""
+        return next((listed for listed in self.listed(now=now) if listed.offer.digest == digest), None)
+
+    def models(self) -> tuple[ModelRef, ...]:
+        """Every (name, digest) that some offer uses: suggestions only (rule G5), most offered first."""
+        counts: dict[ModelRef, int] = {}
+        for entry in self._entries.values():
+            ref = ModelRef(name=entry.offer.offer.model_name, digest=entry.offer.model)
+            counts[ref] = counts.get(ref, 0) + 1
+        return tuple(sorted(counts, key=lambda ref: (-counts[ref], ref.name, ref.digest)))
+
+    # --- verdicts ----------------------------------------------------------------------------------------
+
+    def receive_offer(self, forwarder: PeerId, message: bytes, *, now: int, shard: int | None = None) -> Judgement:
+        """Judge an encoded `SignedOffer` from a neighbour, a reply or ourselves. Never raises.
+
+        `shard` is that of the topic it came on, if it came by gossip.
+        """
+        if len(message) > limits.SIGNED_OFFER_BYTES_MAX:
+            return Judgement(verdict=Verdict.REJECT, reason="size")
+        # The hash first, though G1 puts shape before it: shape depends on the bytes alone, so the verdict is the
+        # same, and most copies that a mesh brings are duplicates.
+        message_id = hashlib.sha256(message).digest()
+        if (again := self._seen_before(message_id)) is not None:
+            return again
+        try:
+            parsed = parse_offer(message, network=self._network)
+        except (DecodeError, LimitExceeded, OfferInvalid):
+            return Judgement(verdict=Verdict.REJECT, reason="shape")
+        offer = parsed.offer
+        if shard is not None and shard_of(offer.model) != shard:
+            return Judgement(verdict=Verdict.REJECT, reason="shard")
+        if offer.not_before_s * SECOND_NS > now + CLOCK_SKEW_NS:
+            return _ignore("early")
+        if offer.expiry_s * SECOND_NS <= now:
+            return _ignore("expired")
+        if self._shunned.get(offer.operator, 0) > now:
+            return _ignore("shunned")
+        key = (offer.operator, offer.peer, offer.model)
+        entry = self._entries.get(key)
+        known = entry.statements.get(parsed.slot) if entry is not None else None
+        if known is not None and known.digest == parsed.digest:
+            return _ignore("duplicate")
+        if known is None and entry is not None and offer.seq <= entry.offer.offer.seq:
+            return _ignore("stale")
+        if not self._offer_forwarders.take(forwarder, now):
+            return _ignore("forwarder_rate")
+        fact = self._stakes.get(offer.stake)
+        if fact is not None and not _is_stake_of(parsed, fact):
+            return _ignore("stake")
+        if known is None:
+            if entry is not None and not entry.offer_bucket.has_token(now):
+                return _ignore("offer_rate")
+            if not self._operators.has_token(offer.operator, now):
+                return _ignore("operator_rate")
+            if entry is None and not self._has_room(offer.operator, forwarder, is_staked=fact is not None):
+                return _ignore("full")
+        try:
+            verified = verify_parsed(parsed)
+        except BadSignature:
+            self._remember(message_id, Verdict.REJECT)
+            return Judgement(verdict=Verdict.REJECT, reason="signature")
+        self._remember(message_id, Verdict.IGNORE)
+        if known is not None:
+            return self._equivocated(verified, known, now)
+        return self._list(verified, forwarder, is_staked=fact is not None, now=now)
+
+    def receive_beacon(self, forwarder: PeerId, message: bytes, *, now: int, shard: int | None = None) -> Judgement:
+        """Judge an encoded `SignedBeacon`. Never raises. Only beacons of listed offers are taken."""
+        if len(message) > limits.SIGNED_BEACON_BYTES_MAX:
+            return Judgement(verdict=Verdict.REJECT, reason="size")
+        message_id = hashlib.sha256(message).digest()
+        if (again := self._seen_before(message_id)) is not None:
+            return again
+        try:
+            parsed = parse_beacon(message, network=self._network)
+        except (DecodeError, LimitExceeded, OfferInvalid):
+            return Judgement(verdict=Verdict.REJECT, reason="shape")
+        beacon = parsed.beacon
+        if shard is not None and shard_of(beacon.model_prefix) != shard:
+            return Judgement(verdict=Verdict.REJECT, reason="shard")
+        at_ns = beacon.at_ms * MILLISECOND_NS
+        if at_ns > now + CLOCK_SKEW_NS:
+            return _ignore("early")
+        if at_ns + BEACON_LIFE_NS <= now:
+            return _ignore("expired")
+        key = self._by_beacon_key.get((beacon.operator, beacon.peer, beacon.model_prefix))
+        entry = self._entries.get(key) if key is not None else None
+        if entry is None:
+            return _ignore("unknown_offer")
+        if entry.beacon is not None and beacon.at_ms <= entry.beacon.beacon.at_ms:
+            return _ignore("stale")
+        if not self._beacon_forwarders.take(forwarder, now):
+            return _ignore("forwarder_rate")
+        if not entry.beacon_bucket.has_token(now):
+            return _ignore("beacon_rate")
+        try:
+            verified = verify_parsed_beacon(parsed)
+        except BadSignature:
+            self._remember(message_id, Verdict.REJECT)
+            return Judgement(verdict=Verdict.REJECT, reason="signature")
+        self._remember(message_id, Verdict.IGNORE)
+        entry.beacon_bucket.take(now)
+        entry.beacon = verified
+        return Judgement(verdict=Verdict.ACCEPT, reason="new")
+
+    # --- the world changes -------------------------------------------------------------------------------
+
+    def stakes_changed(self, facts: Mapping[bytes, StakeFact | None], *, now: int) -> tuple[BookEffect, ...]:
+        """Chain facts came in; None says that there is no such stake. Offers that contradict them go."""
+        effects: list[BookEffect] = []
+        for stake, fact in facts.items():
+            self._stakes_wanted.pop(stake, None)
+            if stake == NO_DIGEST:
+                continue
+            if fact is None:
+                self._stakes.pop(stake, None)
+            else:
+                self._stakes[stake] = fact
+        for key, entry in list(self._entries.items()):
+            stake = entry.offer.offer.stake
+            if stake not in facts or stake == NO_DIGEST:
+                continue
+            fact = facts[stake]
+            if fact is None or not _is_stake_of(entry.offer, fact):
+                effects.append(self._delist(key, DelistReason.EVICTED))
+            elif not entry.is_staked:
+                entry.is_staked = True
+                self._unstaked -= 1
+        return tuple(effects)
+
+    def deadline(self) -> int | None:
+        """When `on_time` has something to do."""
+        while self._expiries and not self._is_listed(self._expiries[0]):
+            heapq.heappop(self._expiries)
+        return self._expiries[0][0] if self._expiries else None
+
+    def on_time(self, *, now: int) -> tuple[BookEffect, ...]:
+        """Drop what expired."""
+        effects: list[BookEffect] = []
+        while (when := self.deadline()) is not None and when <= now:
+            _, key, _ = heapq.heappop(self._expiries)
+            effects.append(self._delist(key, DelistReason.EXPIRED))
+        for buckets in (self._offer_forwarders, self._beacon_forwarders):
+            buckets.forget_full(now)
+        self._operators.forget_full(now)
+        while self._shunned and next(iter(self._shunned.values())) <= now:
+            self._shunned.popitem(last=False)
+        return tuple(effects)
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _seen_before(self, message_id: bytes) -> Judgement | None:
+        verdict = self._seen.get(message_id)
+        return None if verdict is None else Judgement(verdict=verdict, reason="duplicate")
+
+    def _remember(self, message_id: bytes, verdict_of_copies: Verdict) -> None:
+        self._seen[message_id] = verdict_of_copies
+        if len(self._seen) > SEEN_MAX:
+            self._seen.popitem(last=False)
+
+    def _list(self, offer: VerifiedOffer, forwarder: PeerId, *, is_staked: bool, now: int) -> Judgement:
+        effects: list[BookEffect] = []
+        key, operator = offer.key, offer.offer.operator
+        entry = self._entries.get(key)
+        if entry is None:
+            victim = self._victim(operator, forwarder, is_staked=is_staked)
+            if victim is not None:
+                effects.append(self._delist(victim, DelistReason.EVICTED))
+            entry = _Entry(offer=offer, forwarder=forwarder, is_staked=is_staked, listed_ns=now)
+            self._entries[key] = entry
+            self._by_model.setdefault(offer.model, {})[key] = None
+            self._by_operator.setdefault(operator, {})[key] = None
+            self._by_beacon_key[_beacon_key(key)] = key
+            self._unstaked += not is_staked
+        else:
+            effects.append(
+                Emit(event=OfferDelisted(digest=entry.offer.digest, operator=operator, reason=DelistReason.REPLACED))
+            )
+            self._unstaked += entry.is_staked - is_staked
+            entry.offer, entry.is_staked, entry.listed_ns = offer, is_staked, now
+        entry.offer_bucket.take(now)
+        self._operators.take(operator, now)
+        entry.statements[offer.slot] = _statement(offer)
+        if len(entry.statements) > STATEMENTS_PER_OFFER_MAX:
+            entry.statements.popitem(last=False)
+        heapq.heappush(self._expiries, (offer.expiry_ns, key, offer.digest))
+        self._compact_expiries()
+        effects.append(Emit(event=OfferListed(offer=offer)))
+        stake = offer.offer.stake
+        if not is_staked and stake != NO_DIGEST and stake not in self._stakes_wanted:
+            self._stakes_wanted[stake] = None
+            if len(self._stakes_wanted) > STAKES_WANTED_MAX:
+                self._stakes_wanted.popitem(last=False)
+            effects.append(Emit(event=StakeWanted(stake=stake)))
+        return Judgement(verdict=Verdict.ACCEPT, reason="new", effects=tuple(effects))
+
+    def _equivocated(self, offer: VerifiedOffer, known: SignedStatement, now: int) -> Judgement:
+        operator = offer.offer.operator
+        proof = EquivocationProof(
+            network=self._network,
+            operator=operator,
+            slot=offer.slot,
+            first=known,
+            second=_statement(offer),
+        )
+        effects: list[BookEffect] = [Persist(proof=proof)]
+        effects += [self._delist(key, DelistReason.EQUIVOCATED) for key in list(self._by_operator.get(operator, ()))]
+        self._shunned[operator] = now + SHUN_NS
+        self._shunned.move_to_end(operator)
+        if len(self._shunned) > SHUNNED_MAX:
+            self._shunned.popitem(last=False)
+        effects.append(Emit(event=EquivocationFound(proof=proof)))
+        return Judgement(verdict=Verdict.ACCEPT, reason="equivocation", effects=tuple(effects))
+
+    def _has_room(self, operator: bytes, forwarder: PeerId, *, is_staked: bool) -> bool:
+        """Whether a new key of this operator may enter, perhaps at another's cost."""
+        bounds = self._limits
+        held = len(self._by_operator.get(operator, ()))
+        own_max = bounds.staked_offers_per_operator_max if is_staked else bounds.unstaked_offers_per_operator_max
+        if held >= own_max:
+            return False
+        return not self._is_full(is_staked) or self._victim(operator, forwarder, is_staked=is_staked) is not None
+
+    def _is_full(self, is_staked: bool) -> bool:
+        if is_staked:
+            return len(self._entries) - self._unstaked >= self._limits.staked_offers_max
+        return self._unstaked >= self._limits.unstaked_offers_max
+
+    def _victim(self, operator: bytes, forwarder: PeerId, *, is_staked: bool) -> OfferKey | None:
+        """Whose place a newcomer takes in a full pool: that of whoever holds at least two more than it would."""
+        if not self._is_full(is_staked):
+            return None
+        by_operator: dict[bytes, int] = {}
+        by_forwarder: dict[PeerId, int] = {}
+        for key, entry in self._entries.items():
+            if entry.is_staked == is_staked:
+                by_operator[key[0]] = by_operator.get(key[0], 0) + 1
+                by_forwarder[entry.forwarder] = by_forwarder.get(entry.forwarder, 0) + 1
+        largest = max(by_operator, key=lambda each: by_operator[each])
+        if by_operator[largest] > by_operator.get(operator, 0) + 1:
+            return self._soonest(is_staked, operator=largest)
+        busiest = max(by_forwarder, key=lambda each: by_forwarder[each])
+        if by_forwarder[busiest] > by_forwarder.get(forwarder, 0) + 1:
+            return self._soonest(is_staked, forwarder=busiest)
+        return None
+
+    def _soonest(self, is_staked: bool, *, operator: bytes | None = None, forwarder: PeerId | None = None) -> OfferKey:
+        """Of these, the key whose offer expires first."""
+        return min(
+            (
+                key
+                for key, entry in self._entries.items()
+                if entry.is_staked == is_staked
+                and (operator is None or key[0] == operator)
+                and (forwarder is None or entry.forwarder == forwarder)
+            ),
+            key=lambda key: (self._entries[key].offer.expiry_ns, key),
+        )
+
+    def _delist(self, key: OfferKey, reason: DelistReason) -> Emit:
+        entry = self._entries.pop(key)
+        operator, _, model = key
+        self._unstaked -= not entry.is_staked
+        for index, name in ((self._by_model, model), (self._by_operator, operator)):
+            del index[name][key]
+            if not index[name]:
+                del index[name]
+        if self._by_beacon_key.get(_beacon_key(key)) == key:
+            del self._by_beacon_key[_beacon_key(key)]
+        return Emit(event=OfferDelisted(digest=entry.offer.digest, operator=operator, reason=reason))
+
+    def _is_listed(self, expiry: tuple[int, OfferKey, Digest]) -> bool:
+        entry = self._entries.get(expiry[1])
+        return entry is not None and entry.offer.digest == expiry[2]
+
+    def _compact_expiries(self) -> None:
+        if len(self._expiries) > 4 * len(self._entries) + 64:  # renewals leave their old deadlines behind
+            self._expiries = [expiry for expiry in self._expiries if self._is_listed(expiry)]
+            heapq.heapify(self._expiries)
+
+
+def _ignore(reason: str) -> Judgement:
+    return Judgement(verdict=Verdict.IGNORE, reason=reason)
+
+
+def _show(entry: _Entry, now: int) -> ListedOffer:
+    beacon = entry.beacon if entry.beacon is not None and now < entry.beacon.expiry_ns else None
+    return ListedOffer(offer=entry.offer, beacon=beacon, is_staked=entry.is_staked, listed_ns=entry.listed_ns)
+
+
+def _beacon_key(key: OfferKey) -> tuple[bytes, bytes, bytes]:
+    return (key[0], key[1], key[2][:MODEL_PREFIX_BYTES])
+
+
+def _is_stake_of(offer: ParsedOffer | VerifiedOffer, fact: StakeFact) -> bool:
+    return offer.offer.operator == fact.operator and offer.offer.key_epoch == fact.key_epoch and fact.amount_nano > 0
+
+
+def _statement(offer: VerifiedOffer) -> SignedStatement:
+    return SignedStatement(
+        stake=offer.offer.stake,
+        key_epoch=offer.offer.key_epoch,
+        digest=offer.digest,
+        signature=offer.signature,
+    )
