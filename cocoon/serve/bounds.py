@@ -35,4 +35,6 @@ DELTA_BYTES_MAX: Final = 16 * 1024  # larger deltas are split, so several always
 FLUSH_BYTES_MAX: Final = 1024 * 1024  # of sealed chunks in one frame: leaves half of the message bound as margin
 BUFFER_BYTES_HIGH: Final = 1024 * 1024  # of a request's unsent output: from here on the engine should pause
 BUFFER_BYTES_LOW: Final = 256 * 1024  # and here it goes on
+SESSION_BUFFER_BYTES_HIGH: Final = 16 * 1024 * 1024  # the same over all requests of a session
+SESSION_BUFFER_BYTES_LOW: Final = 8 * 1024 * 1024
 BUFFER_BYTES_MAX: Final = 4 * 1024 * 1024  # what one late batch may add; beyond it the request fails

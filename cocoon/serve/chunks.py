@@ -17,8 +17,9 @@ from cryptography.exceptions import InvalidTag
 from ..errors import DecodeError, StreamBroken
 from ..ports.engine import Delta, Logprob
 from ..types import Digest
+from ..wire import limits
 from ..wire.codec import decode_as, encode
-from ..wire.messages import Chunk, ChunkBody, EndBody, TokenLogprob
+from ..wire.messages import Chunk, ChunkBody, EndBody, Frame, TokenLogprob
 from ..wire.signing import domain_hash, hash_prefix
 from . import bounds
 from .sealing import Cipher, seal_error
@@ -75,9 +76,7 @@ class ChunkSeal:
         sealed = self._cipher.encrypt(
             number.to_bytes(12, "big"),
             plaintext,
-            associated_data(
-                self._id, number, final=final, prompt_tokens=self.prompt_tokens, completion_tokens=tokens
-            ),
+            associated_data(self._id, number, final=final, prompt_tokens=self.prompt_tokens, completion_tokens=tokens),
         )
         self.chain = chain_next(self.chain, number, sealed)
         self.number, self.completion_tokens, self.is_ended = number + 1, tokens, final
@@ -156,7 +155,7 @@ def encode_deltas(deltas: Sequence[Delta]) -> tuple[bytes, int]:
         logprobs = [_logprob_to_wire(one) for delta in deltas for one in delta.logprobs]
         tool_calls = [call for delta in deltas for call in delta.tool_calls]
     body = ChunkBody(
-        text=str(text),
+        text=text if text.isascii() else text.encode("utf-8", "replace").decode(),  # lone surrogates have no UTF-8
         token_ids=token_ids,
         logprobs=logprobs,
         tool_calls=json.dumps(list(tool_calls), separators=(",", ":")).encode() if tool_calls else b"",
@@ -176,7 +175,7 @@ def delta_of(body: ChunkBody) -> Delta:
 
 def delta_bytes(delta: Delta) -> int:
     """At least as many bytes as this delta takes in an encoded body, head of the body apart."""
-    size = 3 * len(delta.text) + 5 * len(delta.token_ids)
+    size = 4 * len(delta.text) + 5 * len(delta.token_ids)
     for one in delta.logprobs:
         size += 24 + len(one.token) + sum(16 + len(token) for _, token, _ in one.top)
     for call in delta.tool_calls:
@@ -184,7 +183,7 @@ def delta_bytes(delta: Delta) -> int:
     return size
 
 
-BODY_HEAD_BYTES: Final = 24  # array, four heads of at most five bytes, and brackets of the tool calls
+BODY_HEAD_BYTES: Final = 32  # array, four heads of at most five bytes, and brackets of the tool calls
 
 
 def split_delta(delta: Delta) -> list[Delta]:
@@ -195,7 +194,8 @@ def split_delta(delta: Delta) -> list[Delta]:
     if delta_bytes(delta) <= bounds.DELTA_BYTES_MAX:
         return [delta]
     pieces: list[Delta] = []
-    tokens_step, text_step = 20, bounds.DELTA_BYTES_MAX // 4
+    tokens_step = 4 if delta.logprobs else bounds.DELTA_BYTES_MAX // 8
+    text_step = bounds.DELTA_BYTES_MAX // 8
     for at in range(0, len(delta.token_ids), tokens_step):
         pieces.append(
             Delta(
@@ -260,3 +260,24 @@ def _logprob_from_wire(one: TokenLogprob) -> Logprob:
         logprob=one.logprob_micro / MICRO,
         top=tuple((token_id, token, micro / MICRO) for token_id, token, micro in one.top),
     )
+
+
+# --- frames ----------------------------------------------------------------------------------------------
+
+
+def encode_frame(chunks: list[Chunk]) -> tuple[Frame, bytes]:
+    """A frame of these chunks, padded so that its encoding is a multiple of 256 bytes (S5), and that encoding."""
+    bare = encode(Frame(chunks=chunks, padding=b""))  # its last byte is the head of the empty padding
+    gap = -len(bare) % limits.FRAME_PAD_BYTES
+    if gap == 24:  # no padding makes an item longer by exactly 24: its head grows there
+        gap += limits.FRAME_PAD_BYTES
+    head = 0 if gap < 24 else 1 if gap < 257 else 2  # bytes by which the head grows
+    padding = bytes(gap - head)
+    return Frame(chunks=chunks, padding=padding), bare[:-1] + _PADDING_HEADS[head](len(padding)) + padding
+
+
+_PADDING_HEADS: Final = (
+    lambda size: bytes((0x40 + size,)),
+    lambda size: bytes((0x58, size)),
+    lambda size: b"\x59" + size.to_bytes(2, "big"),
+)

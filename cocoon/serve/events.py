@@ -49,6 +49,7 @@ class HelloReceived:
 class AuthenticationReceived:
     """V has signed the session for this account (S2). Call `authenticated` once V is proven to be the account's."""
 
+    session: Digest
     account: bytes
     voucher_key: bytes
     payout: bytes

@@ -240,7 +240,9 @@ class Frame(Message, frozen=True, tag=7):
     """Provider → client: what all requests of the session produced in the last 20 ms, padded to 256 bytes (S5)."""
 
     chunks: Annotated[list[Chunk], Meta(min_length=1, max_length=limits.FRAME_CHUNKS_MAX)]
-    padding: Annotated[bytes, Meta(max_length=limits.FRAME_PAD_BYTES + 8)]
+    padding: Annotated[
+        bytes, Meta(max_length=limits.FRAME_PAD_BYTES + 24)
+    ]  # 24 bytes more cannot be hit by padding alone
 
 
 class Credit(Message, frozen=True, tag=8):
@@ -327,7 +329,23 @@ SessionMessage = (
 # --- inside the seals ------------------------------------------------------------------------------------
 
 
-class SealedRequest(Message, frozen=True):
+class SealedMessage(Message, frozen=True):
+    """Base of what only the two ends may read: its repr shows nothing of it."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+
+class SessionAuthentication(SealedMessage, frozen=True):
+    """The plaintext of `Authenticate.sealed` (S2): V's signature over the session, the account and the payout."""
+
+    account: Bytes32
+    voucher_key: Bytes32  # V
+    payout: Bytes32
+    signature: Signature
+
+
+class SealedRequest(SealedMessage, frozen=True):
     """The plaintext of `Open.sealed`, before padding. `body` is an OpenAI-style JSON object."""
 
     response_key: Bytes32  # new for every attempt (S4)
@@ -336,7 +354,7 @@ class SealedRequest(Message, frozen=True):
     body: Annotated[bytes, Meta(min_length=2, max_length=1024 * 1024)]
 
 
-class TokenLogprob(Message, frozen=True):
+class TokenLogprob(SealedMessage, frozen=True):
     """One generated token with its alternatives. Log probabilities are in 10⁻⁶ nat, floored at −10⁹."""
 
     token_id: U32
@@ -345,7 +363,7 @@ class TokenLogprob(Message, frozen=True):
     top: Annotated[list[tuple[U32, bytes, Annotated[int, Meta(ge=-1_000_000_000, le=0)]]], Meta(max_length=20)]
 
 
-class ChunkBody(Message, frozen=True):
+class ChunkBody(SealedMessage, frozen=True):
     """The plaintext of a chunk that is not the last."""
 
     text: str

@@ -1,0 +1,110 @@
+"""One request at the provider: what was admitted, its output that waits for credit, and how it turns into chunks.
+
+Bytes wait here in the clear, so they are bounded (`bounds.BUFFER_BYTES_*`) and dropped as soon as the request closes.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from ..errors import LocalProtocolError
+from ..ports.engine import Delta
+from ..types import Digest, FinishReason, Secret
+from ..wire.codec import encode
+from ..wire.messages import Chunk, EndBody, OpenHeader
+from . import bounds
+from .chunks import BODY_HEAD_BYTES, ChunkSeal, delta_bytes, encode_deltas, split_delta
+from .events import OfferFacts
+
+END_BYTES_MAX = 96  # an encoded EndBody and its tag
+_OVERHEAD = BODY_HEAD_BYTES + bounds.AEAD_TAG_BYTES
+
+
+class ServedRequest:
+    """A request between `RequestOpened` and its last message."""
+
+    __slots__ = (
+        "_pending", "blocked_since_ns", "buffered_bytes", "cached_tokens", "chain", "credit_bytes", "finish_reason",
+        "header", "id", "is_full", "offer", "produced_tokens", "receipt_number", "receipt_tokens", "response_key",
+        "seal", "sent_bytes", "session",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        request_id: int,
+        session: Digest,
+        header: OpenHeader,
+        offer: OfferFacts,
+        chain: Digest,
+        response_key: Secret,
+        credit_bytes: int,
+    ) -> None:
+        self.id = request_id
+        self.session = session
+        self.header = header
+        self.offer = offer
+        self.chain = chain
+        self.response_key = response_key
+        self.credit_bytes = credit_bytes
+        self.sent_bytes = 0
+        self.seal: ChunkSeal | None = None  # from `accept` on
+        self.cached_tokens = 0
+        self.produced_tokens = 0
+        self.buffered_bytes = 0
+        self.finish_reason: FinishReason | None = None
+        self.receipt_number = 0
+        self.receipt_tokens = 0
+        self.is_full = False
+        self.blocked_since_ns: int | None = None
+        self._pending: deque[tuple[Delta, int]] = deque()
+
+    @property
+    def has_output(self) -> bool:
+        """Whether a chunk could be made, credit permitting."""
+        return bool(self._pending) or self.finish_reason is not None
+
+    def push(self, delta: Delta) -> None:
+        """Take output. Raises `LocalProtocolError` beyond the declared output; then nothing is taken."""
+        if self.produced_tokens + len(delta.token_ids) > self.header.output_tokens_max:
+            raise LocalProtocolError(f"more output than request {self.id} declared")
+        if delta.logprobs and len(delta.logprobs) != len(delta.token_ids):
+            raise LocalProtocolError("log probabilities for another number of tokens")
+        size = delta_bytes(delta)
+        pieces = [(delta, size)]
+        if size > bounds.DELTA_BYTES_MAX:
+            pieces = [(piece, delta_bytes(piece)) for piece in split_delta(delta)]
+            if any(size + _OVERHEAD > bounds.CHUNK_BODY_BYTES_MAX for _, size in pieces):
+                raise LocalProtocolError("one piece of output does not fit a chunk")
+        self._pending.extend(pieces)
+        self.produced_tokens += len(delta.token_ids)
+        self.buffered_bytes += sum(size for _, size in pieces)
+
+    def next_chunk(self) -> Chunk | None:
+        """The next chunk that credit allows, or None."""
+        assert self.seal is not None
+        room = min(self.credit_bytes - self.sent_bytes, bounds.CHUNK_BODY_BYTES_MAX) - _OVERHEAD
+        pending = self._pending
+        if pending:
+            if pending[0][1] > room:
+                return None
+            deltas: list[Delta] = []
+            while pending and pending[0][1] <= room:
+                delta, size = pending.popleft()
+                deltas.append(delta)
+                room -= size
+                self.buffered_bytes -= size
+            plaintext, tokens = encode_deltas(deltas)
+            chunk = self.seal.seal_next(plaintext, tokens, final=False)
+        elif self.finish_reason is not None and room >= END_BYTES_MAX:
+            end = EndBody(
+                finish_reason=self.finish_reason.value,
+                prompt_tokens=self.seal.prompt_tokens or 0,
+                cached_tokens=self.cached_tokens,
+                completion_tokens=self.seal.completion_tokens,
+            )
+            chunk = self.seal.seal_next(encode(end), 0, final=True)
+        else:
+            return None
+        self.sent_bytes += len(chunk.sealed)
+        return chunk
