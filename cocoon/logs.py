@@ -76,7 +76,7 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
     }
     if record.exc_info and record.exc_info[1] is not None:
         fields["error"] = describe(record.exc_info[1])
-        fields["error_at"] = _place(record.exc_info[1])
+        fields["error_at"] = place(record.exc_info[1])
     return fields
 
 
@@ -132,7 +132,7 @@ def _event(record: logging.LogRecord) -> str:
     return str(record.msg)[:FIELD_CHARS_MAX] if record.args else f"<{record.name} message redacted>"
 
 
-def _place(error: BaseException) -> str:
+def place(error: BaseException) -> str:
     """File and line where it was raised: enough to find it, and no local variable."""
     trace = error.__traceback__
     if trace is None:

@@ -1,0 +1,99 @@
+"""What a command may print: data on standard output, talk on standard error, and errors with what to do next."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TextIO
+
+EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130
+
+_BOLD, _RED, _DIM, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
+
+
+class Console:
+    """The two streams of a command. `json_output` silences everything on standard output but objects."""
+
+    def __init__(self, *, json_output: bool, out: TextIO | None = None, err: TextIO | None = None) -> None:
+        self.json_output = json_output
+        self._out = out if out is not None else sys.stdout
+        self._err = err if err is not None else sys.stderr
+        self._err_colour = self._err.isatty() and "NO_COLOR" not in os.environ
+
+    @property
+    def is_terminal(self) -> bool:
+        """A person reads our talk."""
+        return self._err.isatty()
+
+    def say(self, text: str = "") -> None:
+        """Talk: progress, hints, headings."""
+        print(text, file=self._err, flush=True)
+
+    def progress(self, text: str) -> None:
+        """Talk that matters only while it happens; dimmed on a terminal."""
+        self.say(f"{_DIM}{text}{_PLAIN}" if self._err_colour else text)
+
+    def notice(self, text: str) -> None:
+        """Talk that must not be overlooked."""
+        self.say(f"{_BOLD}{text}{_PLAIN}" if self._err_colour else text)
+
+    def line(self, text: str) -> None:
+        """Data for people. Nothing in JSON mode."""
+        if not self.json_output:
+            print(text, file=self._out, flush=True)
+
+    def text(self, piece: str) -> None:
+        """A piece of streamed data for people, without a line end. Nothing in JSON mode."""
+        if not self.json_output:
+            self._out.write(piece)
+            self._out.flush()
+
+    def data(self, value: Mapping[str, Any]) -> None:
+        """Data for programs: one object on one line. Nothing outside JSON mode."""
+        if self.json_output:
+            print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), file=self._out, flush=True)
+
+    def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
+        """Data for people in columns; those in `right` are aligned to the right."""
+        cells = [list(headings), *[list(row) for row in rows]]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(headings))]
+        for row in cells:
+            padded = [
+                cell.rjust(width) if column in right else cell.ljust(width)
+                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            self.line("  ".join(padded).rstrip())
+
+    def explain(self, error: BaseException) -> int:
+        """Print what went wrong and what to do; the exit code for it."""
+        from ..causes import single_cause
+        from ..errors import CocoonError
+
+        cause = single_cause(error)
+        if isinstance(cause, KeyboardInterrupt):
+            self.say("interrupted")
+            return EXIT_INTERRUPTED
+        if isinstance(cause, CocoonError):
+            message, advice, code, name = str(cause), cause.advice, cause.exit_code, cause.code
+        else:
+            message, advice, code, name = _unforeseen(cause)
+        if self.json_output:
+            self.data({"error": {"code": name, "message": message, "advice": advice}})
+        label = f"{_RED}error:{_PLAIN}" if self._err_colour else "error:"
+        self.say(f"{label} {message}")
+        if advice:
+            self.say(advice)
+        return code
+
+
+def _unforeseen(error: BaseException) -> tuple[str, str, int, str]:
+    """A foreign error: its type and place only, because its text may hold anything."""
+    from ..logs import describe, place
+
+    where = place(error)
+    at = f" at {where}" if where else ""
+    advice = "This is a fault in the program. Run it again with --debug for details."
+    return f"{describe(error)}{at}", advice, EXIT_FAILED, "internal_error"

@@ -1,0 +1,92 @@
+"""Arguments that several commands share, and how they become a `Config`: command line over file over defaults."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from ..config import Config, Home, override
+from ..errors import ConfigError
+from ..logs import LEVELS, configure
+from ..trust import LABELS, TrustPolicy, from_label
+from ..types import Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What every networked command starts from."""
+
+    home: Home
+    config: Config
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Home, network, logs."""
+    parser.add_argument("--home", metavar="DIR", help="where keys, models and the database live")
+    parser.add_argument(
+        "--network", choices=[network.label for network in Network], help="which network (default: devnet)"
+    )
+    parser.add_argument("--log-level", choices=LEVELS, default="warning", help="default: warning")
+    parser.add_argument("--exit-with-parent", action="store_true", help=argparse.SUPPRESS)
+
+
+def add_bootstrap(parser: argparse.ArgumentParser) -> None:
+    """The way into the network."""
+    parser.add_argument(
+        "--bootstrap",
+        metavar="MULTIADDR",
+        action="append",
+        help="a peer to start from, such as /ip4/127.0.0.1/tcp/4642/p2p/12D3KooW…; repeatable",
+    )
+
+
+def add_listen(parser: argparse.ArgumentParser) -> None:
+    """Where others reach us."""
+    parser.add_argument("--listen", metavar="MULTIADDR", action="append", help="listen here; repeatable")
+    parser.add_argument(
+        "--announce", metavar="MULTIADDR", action="append", help="tell others this address instead; repeatable"
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """What providers must prove."""
+    parser.add_argument(
+        "--trust",
+        metavar="LEVEL",
+        help=f"what providers must prove, no default: {', '.join(LABELS)} (open: their operators can read the prompt)",
+    )
+
+
+def setup(args: argparse.Namespace, **changes: object) -> Setup:
+    """Read the home's configuration and put the arguments, and `changes` (`section__key`), over it."""
+    configure(level="debug" if args.debug else args.log_level)
+    if args.exit_with_parent:
+        from .running import exit_with_parent
+
+        exit_with_parent()
+    home = Home.locate(args.home)
+    named = {
+        "network": args.network,
+        "peer.bootstrap": getattr(args, "bootstrap", None),
+        "peer.listen": getattr(args, "listen", None),
+        "peer.announce": getattr(args, "announce", None),
+        "client.trust": getattr(args, "trust", None),
+        **{name.replace("__", "."): value for name, value in changes.items()},
+    }
+    return Setup(home=home, config=override(home.read_config(), named))
+
+
+def chosen_trust(config: Config) -> TrustPolicy:
+    """The client's policy. Raises `ConfigError` when none was chosen."""
+    return from_label(config.client.trust)
+
+
+def needed_bootstrap(config: Config) -> tuple[str, ...]:
+    """The bootstrap addresses. Raises `ConfigError` when there is none."""
+    if not config.peer.bootstrap:
+        raise ConfigError(
+            "no bootstrap address is known, so there is no way into the network",
+            advice="Pass --bootstrap MULTIADDR (`cocoon demo` and `cocoon node` print theirs), or start a network of "
+            "your own with `cocoon demo`.",
+        )
+    return config.peer.bootstrap
