@@ -193,16 +193,12 @@ def split_delta(delta: Delta) -> list[Delta]:
     """
     if delta_bytes(delta) <= bounds.DELTA_BYTES_MAX:
         return [delta]
-    pieces: list[Delta] = []
     tokens_step = 4 if delta.logprobs else bounds.DELTA_BYTES_MAX // 8
     text_step = bounds.DELTA_BYTES_MAX // 8
-    for at in range(0, len(delta.token_ids), tokens_step):
-        pieces.append(
-            Delta(
-                token_ids=delta.token_ids[at : at + tokens_step],
-                logprobs=delta.logprobs[at : at + tokens_step],
-            )
-        )
+    pieces = [
+        Delta(token_ids=delta.token_ids[at : at + tokens_step], logprobs=delta.logprobs[at : at + tokens_step])
+        for at in range(0, len(delta.token_ids), tokens_step)
+    ]
     pieces += [Delta(text=delta.text[at : at + text_step]) for at in range(0, len(delta.text), text_step)]
     for call in delta.tool_calls:
         pieces += [Delta(tool_calls=(piece,)) for piece in _split_call(call, text_step)]

@@ -233,11 +233,13 @@ class ProviderSession:
         if found is None:
             return  # a paid Open will be refused as stale
         context, key = found
+        if context.claimed_account is not None:
+            raise LimitExceeded("authenticated twice")
         plaintext = self._crypto.open(key.private, message.sealed, sealing.authentication_info(context.session))
         claim = decode_as(plaintext, SessionAuthentication, bytes_max=512)
         signed = sealing.authentication_bytes(self._network, context.session, claim.account, claim.payout)
         self._verify(claim.voucher_key, claim.signature, signed)
-        context.account, context.claimed_account = None, claim.account
+        context.claimed_account = claim.account
         out.append(
             Emit(
                 event=AuthenticationReceived(
