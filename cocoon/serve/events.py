@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ..errors import CocoonError
 from ..ports.engine import Delta
-from ..types import Digest, FinishReason, Nano, Prices, Usage
+from ..types import NO_DIGEST, Digest, FinishReason, Nano, Prices, Usage
 from ..wire.messages import Hello, OpenHeader, ReceiptBody
 
 
@@ -30,9 +30,11 @@ class OfferFacts:
 
     @property
     def is_paid(self) -> bool:
-        """Whether any of its prices is above zero."""
+        """Whether it must be paid for: it has a price, and an address that payment can reach."""
         prices = self.prices
-        return any((prices.input_nano, prices.cached_input_nano, prices.output_nano, prices.request_nano))
+        return self.payout != NO_DIGEST and any(
+            (prices.input_nano, prices.cached_input_nano, prices.output_nano, prices.request_nano)
+        )
 
 
 # --- at the provider -------------------------------------------------------------------------------------
