@@ -25,6 +25,7 @@ from ..errors import (
     StaleEvidence,
     TcbOutOfDate,
 )
+from . import limits
 from .collateral import Collateral, read_collateral
 from .quote import TdReport, read_quote
 from .roots import Anchors
@@ -180,3 +181,20 @@ def _facts(
             collateral.root_crl.next_update_s,
         ),
     )
+
+
+def check_not_future(quote: VerifiedQuote, now_s: int, trail: Trail) -> None:
+    """No part of the collateral may be dated after now: dcap-qvl does not mind. Raises `StaleEvidence`."""
+    collateral = quote.collateral
+    for name, dated in (
+        ("tcb-info", collateral.tcb_info),
+        ("qe-identity", collateral.qe_identity),
+        ("pck-crl", collateral.pck_crl),
+        ("root-crl", collateral.root_crl),
+    ):
+        trail.require(
+            dated.issued_s <= now_s + limits.CLOCK_SKEW_S,
+            f"collateral.{name}-future",
+            StaleEvidence,
+            f"the {name} is dated in the future",
+        )

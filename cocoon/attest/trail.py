@@ -45,6 +45,10 @@ class Trail:
         """Record a check that a called function has already made."""
         self.checks.append(Check(name=name, passed=True, detail=detail))
 
+    def failed(self, name: str, detail: str) -> None:
+        """Record a refusal that was raised outside any check here."""
+        self.checks.append(Check(name=name, passed=False, detail=detail))
+
     def skipped(self, name: str) -> None:
         """Record that nothing was given for this check."""
         self.not_checked.append(name)

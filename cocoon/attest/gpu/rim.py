@@ -43,7 +43,8 @@ class VerifiedRim:
     version: str  # of the driver or VBIOS
     golden: dict[int, tuple[bytes, ...]]
     sha256: bytes  # of the file: the key under which it may be cached
-    expires_s: int  # when the first certificate of its chain ends
+    starts_s: int  # when the last certificate of its chain begins
+    expires_s: int  # when the first of them ends
     signers: tuple[x509.Certificate, ...]  # leaf to root
 
 
@@ -79,6 +80,7 @@ def verify_rim(data: bytes, *, anchors: Anchors, now_s: int, trail: Trail) -> Ve
         version=version,
         golden=golden,
         sha256=hashlib.sha256(data).digest(),
+        starts_s=max(int(c.not_valid_before_utc.timestamp()) for c in chain),
         expires_s=min(int(c.not_valid_after_utc.timestamp()) for c in chain),
         signers=chain,
     )
