@@ -1,0 +1,216 @@
+"""One answer, from a normalised request to the last byte: streaming or whole, with its money and its end.
+
+Until the first delta has come nothing is sent, so that every failure before it is a proper HTTP error. A client
+that leaves cancels at the provider at once. After the first byte of a stream a failure is an error event, and the
+stream ends without `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import trio
+
+from ..client.interface import ClientRole
+from ..errors import CocoonError, PriceTooHigh, StoreError, Unavailable
+from ..ports import Clock
+from ..serve.openai import NormalisedRequest
+from ..types import SECOND_NS
+from .asgi import Headers, Receive, Send, response_body, response_start
+from .errors import HttpError, http_error
+from .generation import Choice, open_generations
+from .objects import WholeChoice, usage_object, x_cocoon
+from .settings import GatewaySettings
+from .spend import Reservation, SpendLedger
+from .sse import ChunkEncoder, error_event
+
+log = logging.getLogger("cocoon.gateway")
+
+CHAT: Final = "chat.completions"
+
+_SSE_HEADERS: Final = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # nginx in front must not hold tokens back
+]
+
+
+class Answer:
+    """One HTTP request for a generation. `serve` runs it once."""
+
+    def __init__(
+        self, role: ClientRole, settings: GatewaySettings, ledger: SpendLedger, clock: Clock, request: NormalisedRequest
+    ) -> None:
+        self._role = role
+        self._settings = settings
+        self._ledger = ledger
+        self._clock = clock
+        self._request = request
+        self._is_chat = request.endpoint == CHAT
+        self._created = clock.now() // SECOND_NS
+        self._id = ("chatcmpl-" if self._is_chat else "cmpl-") + secrets.token_hex(12)
+        self._choices = [Choice(index=index) for index in range(request.n)]
+        self._wants_logprobs = bool(request.body.get("logprobs"))
+        self._stream_open = False
+
+    async def serve(self, receive: Receive, send: Send) -> None:
+        """Answer over HTTP. Raises `StoreError` when the spending record cannot be written; nothing has run then.
+
+        Returns quietly when the client has left; then the providers were told to stop.
+        """
+        reservation = self._ledger.reserve(now=self._clock.now())
+        last: bytes | None = None
+        failure: HttpError | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
+                result = await self._run(send, reservation)
+                last, failure = (None, result) if isinstance(result, HttpError) else (result, None)
+                nursery.cancel_scope.cancel()
+        finally:
+            self._settle(reservation)
+        # The end is sent outside the nursery: a server may report "disconnected" once the response is complete.
+        if failure is not None and not self._stream_open:
+            await self._send_head(send, failure.status, failure.headers)
+            await send(response_body(failure.body, more=False))
+        elif failure is not None:
+            await send(response_body(error_event(failure.error), more=False))
+        elif last is not None:
+            if not self._stream_open:
+                length = (b"content-length", b"%d" % len(last))
+                await self._send_head(send, 200, [(b"content-type", b"application/json"), length])
+            await send(response_body(last, more=False))
+
+    async def _run(self, send: Send, reservation: Reservation) -> bytes | HttpError:
+        """The last bytes of the body, or why there are none.
+
+        Supervision boundary: whatever goes wrong in one request, a bug of ours included, ends that request alone.
+        """
+        limit_s = self._settings.first_token_timeout_s
+        try:
+            last: bytes | None = None
+            with trio.move_on_after(limit_s) as deadline:
+                last = await self._generate(send, reservation, deadline)
+            if last is not None:
+                return last
+            if self._choices[0].reply is None:
+                waited = f"no provider accepted and began to answer within {limit_s:g} s"
+            else:
+                waited = "the answer took longer than the gateway allows"
+            raise Unavailable(waited, advice="Try again, or raise the gateway's time-outs.")
+        except PriceTooHigh as error:
+            return self._failed(self._ledger.cap_reached() if reservation.is_reduced else error)
+        except CocoonError as error:
+            return self._failed(error)
+        except Exception as error:  # the boundary named above
+            log.exception("request.crashed", extra={"request": self._id})
+            return self._failed(error)
+
+    async def _generate(self, send: Send, reservation: Reservation, deadline: trio.CancelScope) -> bytes:
+        request = self._request
+        started = trio.current_time()
+        encoder: ChunkEncoder | None = None
+        whole = [WholeChoice(index=choice.index) for choice in self._choices]
+        last = b""
+        async with open_generations(
+            self._role,
+            request.endpoint,
+            _bodies(request),
+            self._choices,
+            each_nano=reservation.amount_nano // request.n,
+        ) as generations:
+            while batch := await generations.next_batch():
+                if encoder is None:
+                    deadline.deadline = started + self._settings.request_timeout_s
+                    encoder = self._encoder()
+                    if request.stream:
+                        self._stream_open = True
+                        await self._send_head(send, 200, _SSE_HEADERS)
+                if not request.stream:
+                    for choice, delta in batch:
+                        if delta is not None:
+                            whole[choice.index].add(delta)
+                    continue
+                piece = encoder.encode(batch)
+                if encoder.is_finished:
+                    last = piece
+                elif piece:
+                    await send(response_body(piece, more=True))
+        log.debug("request.finished", extra={"request": self._id, "tokens": sum(c.tokens for c in self._choices)})
+        return last if request.stream else self._whole_object(whole)
+
+    def _encoder(self) -> ChunkEncoder:
+        return ChunkEncoder(
+            is_chat=self._is_chat,
+            response_id=self._id,
+            created=self._created,
+            model=self._model_name(),
+            choices=self._choices,
+            include_usage=self._request.include_usage,
+            wants_logprobs=self._wants_logprobs,
+        )
+
+    def _whole_object(self, whole: Sequence[WholeChoice]) -> bytes:
+        choices: list[dict[str, Any]] = []
+        usages = []
+        for choice, parts in zip(self._choices, whole, strict=True):
+            assert choice.summary is not None
+            reason = choice.summary.finish_reason.value
+            form = parts.chat if self._is_chat else parts.completion
+            choices.append(form(reason, wants_logprobs=self._wants_logprobs))
+            usages.append(choice.summary.usage)
+        return msgspec.json.encode(
+            {
+                "id": self._id,
+                "object": "chat.completion" if self._is_chat else "text_completion",
+                "created": self._created,
+                "model": self._model_name(),
+                "choices": choices,
+                "usage": usage_object(usages),
+                "x_cocoon": x_cocoon(self._choices),
+            }
+        )
+
+    def _model_name(self) -> str:
+        for choice in self._choices:
+            if choice.reply is not None:
+                return choice.reply.offer.model_name
+        return self._request.model
+
+    def _failed(self, error: BaseException) -> HttpError:
+        failure = http_error(error)
+        log.info(
+            "request.failed",
+            extra={"request": self._id, "status": failure.status, "code": failure.error["code"], "error": error},
+        )
+        return failure
+
+    def _settle(self, reservation: Reservation) -> None:
+        cost_nano = sum(choice.cost_nano() for choice in self._choices)
+        try:
+            self._ledger.settle(reservation, cost_nano, now=self._clock.now())
+        except StoreError as error:  # the reservation stays committed: the day has less, never more
+            log.error("spend.not_saved", extra={"error": error})
+
+    async def _send_head(self, send: Send, status: int, headers: Headers) -> None:
+        await send(response_start(status, [*headers, (b"x-request-id", self._id.encode())]))
+
+
+def _bodies(request: NormalisedRequest) -> list[Mapping[str, Any]]:
+    """A body per choice. A seed moves on by one with each, or all choices would be the same."""
+    seed = request.body.get("seed")
+    if request.n == 1 or not isinstance(seed, int):
+        return [request.body] * request.n
+    return [{**request.body, "seed": (seed + index) & 0x7FFF_FFFF} for index in range(request.n)]
+
+
+async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            scope.cancel()
+            return
