@@ -199,8 +199,9 @@ class OfferPublisher:
                 line.preparing_spec = line.spec
                 start_s = now // SECOND_NS - BACKDATE_S
                 effects.append(PrepareOffer(spec=line.spec, not_before_s=start_s, expiry_s=start_s + OFFER_LIFE_S))
-            if self.current(model, now=now) is None:
-                continue  # peers take a beacon only of an offer that they hold
+            if self.current(model, now=now) is None:  # peers take a beacon only of an offer that they hold
+                line.offers.clear()
+                continue
             if self._next_provide_ns(line) <= now:
                 effects.append(self._provide(model, line, now))
             if line.beacon_due and self._next_beacon_ns(line) <= now:

@@ -1,0 +1,125 @@
+"""The `Store` port in memory: for tests, simulations, and clients that mean to leave nothing behind.
+
+Same answers and bounds as the database, but nothing survives the process: a provider must not use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+import trio
+
+from ..errors import LocalProtocolError, StoreError
+from ..ports import Clock, Entropy, KnownPeer, StoredReceipt, StoredReputation
+from ..types import Digest, PeerId
+from .store_rules import (
+    PEERS_MAX,
+    PROOFS_MAX,
+    RECEIPTS_MAX,
+    REPUTATION_MAX,
+    check_slot_digest,
+    following_seq,
+)
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class MemoryStore:
+    """Everything in dictionaries."""
+
+    def __init__(self, *, clock: Clock, entropy: Entropy) -> None:
+        self._clock = clock
+        self._entropy = entropy
+        self._slots: dict[Digest, Digest] = {}
+        self._seqs: dict[tuple[bytes, bytes, Digest], int] = {}
+        self._receipts: dict[tuple[Digest, int], StoredReceipt] = {}
+        self._proofs: dict[Digest, tuple[int, bytes]] = {}
+        self._reputation: dict[bytes, StoredReputation] = {}
+        self._peers: dict[PeerId, KnownPeer] = {}
+        self._closed = False
+
+    async def claim_slot(self, slot: Digest, digest: Digest) -> None:
+        """Bind a slot to a digest for as long as this object lives."""
+        check_slot_digest(slot, digest)
+        await self._checkpoint()
+        if self._slots.setdefault(slot, digest) != digest:
+            raise LocalProtocolError("this slot is bound to another offer; it is not signed")
+
+    async def next_seq(self, operator: bytes, peer: bytes, model: Digest) -> int:
+        """A seq above every earlier one for these three."""
+        await self._checkpoint()
+        key = (operator, peer, model)
+        seq = following_seq(self._seqs.get(key), now=self._clock.now(), luck=self._entropy(4))
+        self._seqs[key] = seq
+        return seq
+
+    async def save_receipt(self, receipt: StoredReceipt) -> None:
+        """Keep the newest receipt of a request."""
+        await self._checkpoint()
+        key = (receipt.session, receipt.request_id)
+        known = self._receipts.get(key)
+        if known is None or receipt.number > known.number:
+            self._receipts[key] = receipt
+            _prune(self._receipts, RECEIPTS_MAX, lambda each: each.at_ns)
+
+    async def receipts(self, *, count_max: int) -> tuple[StoredReceipt, ...]:
+        """The newest receipts first."""
+        await self._checkpoint()
+        newest = sorted(self._receipts.values(), key=lambda each: (-each.at_ns, each.session, each.request_id))
+        return tuple(newest[:count_max])
+
+    async def save_proof(self, slot: Digest, proof: bytes) -> None:
+        """Keep a proof of equivocation; the first one for a slot stays."""
+        await self._checkpoint()
+        self._proofs.setdefault(slot, (self._clock.now(), proof))
+        _prune(self._proofs, PROOFS_MAX, lambda each: each[0])
+
+    async def proofs(self, *, count_max: int) -> tuple[bytes, ...]:
+        """The newest proofs first."""
+        await self._checkpoint()
+        newest = sorted(self._proofs.items(), key=lambda item: (-item[1][0], item[0]))
+        return tuple(proof for _, (_, proof) in newest[:count_max])
+
+    async def save_reputation(self, entries: tuple[StoredReputation, ...]) -> None:
+        """Replace what is kept under these keys; the most recent entries are kept."""
+        await self._checkpoint()
+        self._reputation.update((entry.key, entry) for entry in entries)
+        _prune(self._reputation, REPUTATION_MAX, lambda each: each.at_ns)
+
+    async def reputation(self, *, count_max: int) -> tuple[StoredReputation, ...]:
+        """The most recent first."""
+        await self._checkpoint()
+        return tuple(sorted(self._reputation.values(), key=lambda each: (-each.at_ns, each.key))[:count_max])
+
+    async def remember_peers(self, peers: tuple[KnownPeer, ...]) -> None:
+        """Add to the address book, which keeps the most recently seen."""
+        await self._checkpoint()
+        for each in peers:
+            known = self._peers.get(each.peer)
+            if known is None or each.seen_ns >= known.seen_ns:
+                self._peers[each.peer] = each
+        _prune(self._peers, PEERS_MAX, lambda each: each.seen_ns)
+
+    async def known_peers(self, *, count_max: int) -> tuple[KnownPeer, ...]:
+        """Most recently seen first."""
+        await self._checkpoint()
+        return tuple(sorted(self._peers.values(), key=lambda each: (-each.seen_ns, each.peer))[:count_max])
+
+    async def aclose(self) -> None:
+        """No more calls."""
+        self._closed = True
+
+    async def _checkpoint(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._closed:
+            raise StoreError("the database is closed")
+
+
+def _prune(table: dict[K, V], count_max: int, age: Callable[[V], int]) -> None:
+    """Keep the newest `count_max`."""
+    if len(table) > count_max:
+        newest_first = sorted(table, key=lambda key: age(table[key]), reverse=True)
+        for key in newest_first[count_max:]:
+            del table[key]

@@ -1,0 +1,38 @@
+"""What both stores agree on: bounds, and which seq follows."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..errors import LocalProtocolError, StoreError
+from ..types import DIGEST_BYTES, MILLISECOND_NS, Digest
+
+RECEIPTS_MAX: Final = 100_000  # about 60 MB; months of a busy client
+PROOFS_MAX: Final = 4_096
+REPUTATION_MAX: Final = 8_192
+PEERS_MAX: Final = 1_024
+
+SEQ_MAX: Final = (1 << 63) - 1
+_LUCK_BITS: Final = 20
+
+
+def following_seq(last: int | None, *, now: int, luck: bytes) -> int:
+    """Unix milliseconds and 20 random bits, or a random step beyond the last one if that is higher.
+
+    A restored backup forgets the seqs given out since; time puts the next one above them all. A copied database
+    runs at the same time as its original; the random bits keep the two apart (one chance in a million, per shared
+    millisecond, of what would otherwise be certain). Raises `StoreError` when there is none left.
+    """
+    step = int.from_bytes(luck, "big") & ((1 << _LUCK_BITS) - 1)
+    seq = ((now // MILLISECOND_NS) << _LUCK_BITS) | step
+    if last is not None and seq <= last:
+        seq = last + 1 + step
+    if seq > SEQ_MAX:
+        raise StoreError("no seq is left for this peer and model", advice="Set the clock right; use a new peer key.")
+    return seq
+
+
+def check_slot_digest(slot: Digest, digest: Digest) -> None:
+    """Raises `LocalProtocolError` unless both are SHA-256 digests."""
+    if len(slot) != DIGEST_BYTES or len(digest) != DIGEST_BYTES:
+        raise LocalProtocolError("a slot or digest of the wrong length")
