@@ -29,12 +29,12 @@ def run_program(program: Callable[[], Awaitable[int | None]], *, is_service: boo
     received: list[signal.Signals] = []
 
     async def supervise() -> int:
+        code: int | None = None
         async with trio.open_nursery() as nursery:
             await nursery.start(_watch_signals, nursery.cancel_scope, received)
             code = await program()
             nursery.cancel_scope.cancel()
-            return code or 0
-        return 0  # cancelled by a signal
+        return code or 0
 
     code = trio.run(supervise)
     if not received:

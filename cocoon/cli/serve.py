@@ -1,0 +1,48 @@
+"""`cocoon serve MODEL`: a provider. It loads a model, offers it at a price, and answers sealed requests."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..errors import ConfigError
+from .console import Console
+from .options import add_bootstrap, add_common, add_listen, setup
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `cocoon serve`."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="cocoon-tiny (shipped, a test model), a path to a GGUF file, or hf:OWNER/REPO/FILE@REVISION",
+    )
+    parser.add_argument("--price-in", metavar="TON", help="per million input tokens (default: 0)")
+    parser.add_argument("--price-out", metavar="TON", help="per million output tokens (default: 0)")
+    parser.add_argument("--slots", type=int, metavar="N", help="requests that decode at once (default: 4)")
+    parser.add_argument("--context", type=int, metavar="TOKENS", help="per request, prompt and answer together")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the engine's choice)")
+    parser.add_argument("--region", metavar="TEXT", help="where this is, as a hint for clients")
+    add_common(parser)
+    add_bootstrap(parser)
+    add_listen(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Until Ctrl-C."""
+    prepared = setup(
+        args,
+        provider__model=args.model,
+        provider__price_input_ton=args.price_in,
+        provider__price_output_ton=args.price_out,
+        provider__slots=args.slots,
+        provider__context_tokens=args.context,
+        provider__threads=args.threads,
+        provider__region=args.region,
+    )
+    if prepared.config.provider.model is None:
+        raise ConfigError("no model was named", advice="Try `cocoon serve cocoon-tiny`.")
+    from .running import run_program
+    from .stacks import run_provider
+
+    return run_program(lambda: run_provider(prepared, console), is_service=True)
