@@ -219,6 +219,13 @@ class Session:
             stream.is_queued = True
             self._queue.append(stream)
 
+    def release(self, stream: SessionStream) -> None:
+        """The program is done reading. What still arrives is dropped, and the remote gets no more credit."""
+        stream.is_released = True
+        if not stream.is_detached:
+            self._unread_bytes -= len(stream.unread)
+        stream.unread.clear()
+
     def reset(self, stream: SessionStream) -> None:
         """End the stream at once, both ways; what is unread or unsent is dropped. Idempotent."""
         if not stream.is_detached:
@@ -344,7 +351,7 @@ class Session:
                 if size == 0:
                     return
                 stream = self._body_stream
-                if stream is not None and not stream.is_detached:
+                if stream is not None and not stream.is_detached and not stream.is_released:
                     if size > 4096:
                         with memoryview(data) as view:
                             stream.unread += view[position : position + size]

@@ -23,6 +23,7 @@ class SessionStream:
         "is_fin_sent",
         "is_inbound",
         "is_queued",
+        "is_released",
         "is_reset",
         "is_signalled",
         "is_write_closed",
@@ -55,6 +56,7 @@ class SessionStream:
         self.is_blocked = False  # a writer waits for room
         self.is_queued = False  # waits for its turn to send
         self.is_signalled = False  # already reported in this call of receive()
+        self.is_released = False  # the program reads no more: what arrives is dropped and earns no credit
         self.is_detached = False  # no longer in the session's table
         self.idle_intervals = 0
         self.owner: object = None
