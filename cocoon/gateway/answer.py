@@ -92,10 +92,9 @@ class Answer:
         """
         limit_s = self._settings.first_token_timeout_s
         try:
-            last: bytes | None = None
             with trio.move_on_after(limit_s) as deadline:
                 last = await self._generate(send, reservation, deadline)
-            if last is not None:
+            if not deadline.cancelled_caught:
                 return last
             if self._choices[0].reply is None:
                 waited = f"no provider accepted and began to answer within {limit_s:g} s"
@@ -202,10 +201,12 @@ class Answer:
 
 def _bodies(request: NormalisedRequest) -> list[Mapping[str, Any]]:
     """A body per choice. A seed moves on by one with each, or all choices would be the same."""
-    seed = request.body.get("seed")
+    body = {"model": request.model, **request.body}
+    seed = body.get("seed")
     if request.n == 1 or not isinstance(seed, int):
-        return [request.body] * request.n
-    return [{**request.body, "seed": (seed + index) & 0x7FFF_FFFF} for index in range(request.n)]
+        return [body] * request.n
+    step = 1 if seed <= 0 else -1  # towards zero's other side: never out of the field's range
+    return [{**body, "seed": seed + step * index} for index in range(request.n)]
 
 
 async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
