@@ -222,8 +222,8 @@ class AgePolicy:
         return (
             (
                 f"Intel's TCB info at most {self.tcb_info_s // DAY_S} days old, "
-                f"QE identity {self.qe_identity_s // DAY_S}, revocation list {self.pck_crl_s // DAY_S}; NVIDIA's lists {self.gpu_crl_s // DAY_S} days, "
-                f"device status {self.ocsp_s // 3600} hours."
+                f"QE identity {self.qe_identity_s // DAY_S}, revocation list {self.pck_crl_s // DAY_S}; "
+                f"NVIDIA's lists {self.gpu_crl_s // DAY_S} days, device status {self.ocsp_s // 3600} hours."
             ),
         )
 
