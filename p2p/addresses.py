@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -98,6 +99,24 @@ def parse_peer_address(text: str) -> tuple[PeerId, Address]:
     if address.peer is None:
         raise AddressInvalid(f"an address without /p2p/<peer id>: {_shown(text)}")
     return address.peer, address.without_peer
+
+
+def parse_addresses_of(peer: PeerId, texts: Sequence[str]) -> list[Address]:
+    """The good ones among `texts`, without their peer. A mixture of good and bad is worth a try; when there
+    are bad ones only, that is AddressInvalid."""
+    parsed: list[Address] = []
+    refused: AddressInvalid | None = None
+    for text in texts:
+        try:
+            address = parse_address(text)
+            if address.peer not in (None, peer):
+                raise AddressInvalid(f"an address of {address.peer}, not of {peer}")
+            parsed.append(address.without_peer)
+        except AddressInvalid as error:
+            refused = error
+    if refused is not None and not parsed:
+        raise refused
+    return parsed
 
 
 def _parse_host(kind: HostKind, host: str) -> str:

@@ -21,6 +21,7 @@ from libp2p.kad_dht.kad_dht import DHTMode as LibraryMode
 from libp2p.kad_dht.kad_dht import KadDHT
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo as LibraryPeerInfo
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.tools.anyio_service import background_trio_service
 
 from p2p.addresses import Address, DialPolicy, parse_address
@@ -70,8 +71,11 @@ class Dht:
 
     async def peer_identified(self, peer_id: ID) -> None:
         """Every connected peer that serves our DHT belongs into the routing table."""
-        if self._protocol in self._host.peerstore.get_protocols(peer_id):
-            await self._kad.add_peer(peer_id, skip_server_mode_check=True)
+        try:
+            if self._protocol in self._host.peerstore.get_protocols(peer_id):
+                await self._kad.add_peer(peer_id, skip_server_mode_check=True)
+        except PeerStoreError:
+            pass  # gone again
 
     async def provide(self, key: bytes) -> None:
         _check_key(key)

@@ -116,7 +116,7 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
             with trio.fail_after(self.settings.limits.open_timeout_s):
                 await propose(stream, protocol_ids[0])
             opened = True
-        except (OpenFailed, trio.TooSlowError) as error:
+        except Exception as error:  # gossip tries again after a SwarmException, and only after that
             raise SwarmException(f"no {protocol_ids[0]} stream to {peer_id}") from error
         finally:
             if not opened:

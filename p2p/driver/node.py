@@ -13,9 +13,10 @@ import trio
 from libp2p.abc import INetConn, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedStreamReset
 from multiaddr import Multiaddr
 
-from p2p.addresses import Address, parse_address, parse_peer_address
+from p2p.addresses import Address, parse_address, parse_addresses_of, parse_peer_address
 from p2p.counters import Counters
 from p2p.driver.dht import Dht
 from p2p.driver.host import GuardedHost, build_host
@@ -24,8 +25,6 @@ from p2p.driver.pubsub import Gossip
 from p2p.driver.streams import MuxedRawStream
 from p2p.driver.watch import ConnectionWatch
 from p2p.errors import (
-    AddressInvalid,
-    DialFailed,
     GossipDisabled,
     ListenFailed,
     NodeClosed,
@@ -51,6 +50,7 @@ from p2p.interface import (
     Validator,
 )
 from p2p.serving import Service, Services
+from p2p.watch import PeerWatch, keep_connected
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # what trio's stubs, which libp2p brings, know
@@ -59,8 +59,6 @@ log = logging.getLogger("p2p")
 
 CLOSE_TIMEOUT_S = 3.0
 LIVENESS_TIMEOUT_S = 2.0
-BOOTSTRAP_WAIT_FIRST_S = 0.5
-BOOTSTRAP_WAIT_MAX_S = 30.0
 
 
 @asynccontextmanager
@@ -137,9 +135,10 @@ class Libp2pNode:
         )
         self._closed = False
         self.stop = trio.Event()
-        self._watch = ConnectionWatch(self._swarm, queue_max=settings.limits.peer_event_queue_max)
+        self._watch = PeerWatch(queue_max=settings.limits.peer_event_queue_max)
+        self._connections = ConnectionWatch(self._swarm, self._watch)
         host.on_identified = self._identified
-        self._swarm.register_notifee(self._watch)
+        self._swarm.register_notifee(self._connections)
 
     # --- life --------------------------------------------------------------------------------------------
 
@@ -166,19 +165,20 @@ class Libp2pNode:
             raise NodeClosed("this node has been closed")
 
     async def keep_connected(self, peer: PeerId, addresses: Sequence[Address]) -> None:
-        """Connect to a bootstrap peer, again and again, with a wait that grows while it fails."""
+        """Connect to a bootstrap peer, again and again."""
+        if peer == self.peer:
+            return
         peer_id = ID(peer_id_to_bytes(peer))
-        wait_s = BOOTSTRAP_WAIT_FIRST_S
-        while peer != self.peer:
-            try:
-                await self._swarm.dial(peer_id, addresses)
-                wait_s = BOOTSTRAP_WAIT_FIRST_S
-                while self._swarm.live_connections(peer_id):
-                    await self._watch.wait_change()
-            except DialFailed:
-                pass  # told by dial_failures()
-            await trio.sleep(wait_s * random.uniform(0.8, 1.2))  # noqa: S311 - spreads load, nothing secret
-            wait_s = min(wait_s * 2, BOOTSTRAP_WAIT_MAX_S)
+
+        async def wait_lost() -> None:
+            while self._swarm.live_connections(peer_id):
+                await self._watch.wait_change()
+
+        await keep_connected(
+            lambda: self._swarm.dial(peer_id, addresses),
+            wait_lost,
+            random.Random(),  # noqa: S311 - spreads load, nothing secret
+        )
 
     # --- peers -------------------------------------------------------------------------------------------
 
@@ -201,22 +201,7 @@ class Libp2pNode:
 
     async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
         self._check_open()
-        await self._swarm.dial(ID(peer_id_to_bytes(peer)), self._parsed(peer, addresses))
-
-    def _parsed(self, peer: PeerId, addresses: Sequence[str]) -> list[Address]:
-        """A mixture of good and bad addresses is worth a try; only bad ones are an error of the caller."""
-        parsed, refused = [], None
-        for text in addresses:
-            try:
-                address = parse_address(text)
-                if address.peer not in (None, peer):
-                    raise AddressInvalid(f"an address of {address.peer}, not of {peer}")
-                parsed.append(address.without_peer)
-            except AddressInvalid as error:
-                refused = error
-        if refused is not None and not parsed:
-            raise refused
-        return parsed
+        await self._swarm.dial(ID(peer_id_to_bytes(peer)), parse_addresses_of(peer, addresses))
 
     async def disconnect(self, peer: PeerId) -> None:
         for connection in self._swarm.live_connections(ID(peer_id_to_bytes(peer))):
@@ -233,7 +218,7 @@ class Libp2pNode:
             peer=str(peer_id),
             address="" if remote is None else _address_text(remote[0], remote[1]),
             direction=Direction.INBOUND if inbound else Direction.OUTBOUND,
-            opened_at=self._watch.opened_at(connection),
+            opened_at=self._connections.opened_at(connection),
             agent=self.host.agents.get(peer_id),
         )
 
@@ -254,7 +239,7 @@ class Libp2pNode:
     ) -> FramedStream:
         self._check_open()
         peer_id = ID(peer_id_to_bytes(peer))
-        known = self._parsed(peer, addresses) or list(self._swarm.known_addresses(peer_id))
+        known = parse_addresses_of(peer, addresses) or list(self._swarm.known_addresses(peer_id))
         fresh = not self._swarm.live_connections(peer_id)
         connection = await self._swarm.dial(peer_id, known)
         try:
@@ -287,6 +272,8 @@ class Libp2pNode:
             raise
         except trio.TooSlowError:
             raise OpenFailed(f"the peer did not answer within {self._settings.limits.open_timeout_s:g} s") from None
+        except MuxedStreamReset:
+            raise OpenFailed("the peer refused the stream, or the connection was lost") from None
         except Exception as error:
             raise OpenFailed(f"the connection failed: {type(error).__name__}") from error
         finally:

@@ -37,6 +37,7 @@ HEARTBEAT_S = 1
 DEGREE, DEGREE_LOW, DEGREE_HIGH = 6, 4, 12  # libp2p specs, gossipsub 1.0
 SEEN_TTL_S = 120
 TOPICS_PER_PEER_MAX = 256  # 64 offer shards and 64 load shards, twice
+QUEUE_RPCS_MAX = 512  # to one neighbour; the library drops over 32. Half a MiB of offers
 GRAYLIST_SCORE = -100.0  # ten invalid messages in short order
 SCORES = ScoreParams(
     p1_time_in_mesh=TopicScoreParams(weight=0.01, cap=1.0, decay=0.99),
@@ -163,6 +164,12 @@ class Gossip(Pubsub):  # type: ignore[misc]
             self._counters.frames_refused += 1
             await stream.reset()
             self._handle_dead_peer(stream.muxed_conn.peer_id)
+
+    async def _handle_new_peer(self, peer_id: ID) -> None:
+        await super()._handle_new_peer(peer_id)
+        queue = self.peer_queues.get(peer_id)
+        if queue is not None:
+            queue._queue.max_size = QUEUE_RPCS_MAX
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Check in the order of rule G1, deliver, forward. Runs as a task of the service, which any error

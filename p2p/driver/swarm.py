@@ -16,6 +16,7 @@ from typing import Any
 
 import trio
 from libp2p.abc import IMuxedConn, INetConn
+from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
@@ -51,6 +52,17 @@ def connection_config(limits: Limits) -> ConnectionConfig:
     )
 
 
+class _NoAutoConnector(AutoConnector):  # type: ignore[misc]
+    """The library dials peers of its address book by itself, up to half of the maximum, whatever the low
+    watermark says. Rule G4: only selected candidates are dialled."""
+
+    async def run_background_task(self, nursery: trio.Nursery) -> None:
+        return None
+
+    async def maybe_connect(self) -> None:
+        return None
+
+
 class CocoonSwarm(Swarm):  # type: ignore[misc]
     def __init__(self, *args: Any, limits: Limits, policy: DialPolicy, counters: Counters, **kwargs: Any) -> None:
         super().__init__(*args, connection_config=connection_config(limits), **kwargs)
@@ -58,6 +70,7 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
         self.policy = policy
         self.counters = counters
         self.failures: deque[DialFailure] = deque(maxlen=limits.dial_failures_kept_max)
+        self.auto_connector = _NoAutoConnector(swarm=self)
         self._turns: dict[ID, tuple[trio.Lock, list[None]]] = {}
         self._inbound = 0
 

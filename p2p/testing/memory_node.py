@@ -1,0 +1,486 @@
+"""One node of the memory network."""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import trio
+
+from p2p.addresses import Address, DialPolicy, parse_addresses_of
+from p2p.counters import Counters
+from p2p.errors import (
+    AddressRefused,
+    DhtFailed,
+    DialFailed,
+    GossipDisabled,
+    MessageTooLarge,
+    NodeClosed,
+    NotConnected,
+    OpenFailed,
+    PeerNotFound,
+    ProtocolUnsupported,
+    SettingsInvalid,
+    StreamLimitReached,
+)
+from p2p.framed import FramedStream
+from p2p.identity import peer_id_to_bytes
+from p2p.interface import (
+    DHT_KEY_BYTES,
+    ConnectionInfo,
+    DhtMode,
+    DialFailure,
+    Direction,
+    GossipMessage,
+    NodeSettings,
+    PeerEvents,
+    PeerId,
+    PeerInfo,
+    Statistics,
+    StreamHandler,
+    Subscription,
+    Validator,
+    Verdict,
+)
+from p2p.queues import BoundedFeed
+from p2p.serving import Service, Services
+from p2p.testing.pipes import Link, MemoryStream, stream_pair
+from p2p.watch import PeerWatch, keep_connected
+
+if TYPE_CHECKING:
+    from p2p.testing.memory import MemoryNetwork
+
+log = logging.getLogger("p2p")
+
+STREAMS_PER_CONNECTION_MAX = 256  # outbound, as our yamux has it
+SEEN_MAX = 4096
+RECORD_LIFE_S = 48 * 3600
+
+
+class MemoryConnection:
+    def __init__(self, dialer: MemoryNode, listener: MemoryNode, address: str, link: Link) -> None:
+        self.dialer = dialer
+        self.listener = listener
+        self.address = address
+        self.link = link
+        self.opened_at = now_ns()
+        self.is_lost = False
+        self.streams: dict[MemoryStream, None] = {}  # the opener's ends, in the order of opening
+
+    def other(self, node: MemoryNode) -> MemoryNode:
+        return self.listener if node is self.dialer else self.dialer
+
+    def reset_streams(self) -> None:
+        for stream in list(self.streams):
+            stream.break_both()
+        self.streams.clear()
+
+    def forget(self, stream: MemoryStream) -> None:
+        self.streams.pop(stream, None)
+
+    def lose(self) -> None:
+        if self.is_lost:
+            return
+        self.is_lost = True
+        self.reset_streams()
+        for node in (self.dialer, self.listener):
+            node.connection_lost(self)
+
+
+class Topic(BoundedFeed[GossipMessage]):
+    topic: str
+    validator: Validator
+
+
+def now_ns() -> int:
+    return int(trio.current_time() * 1e9)
+
+
+class MemoryNode:
+    def __init__(
+        self, network: MemoryNetwork, *, peer: PeerId, settings: NodeSettings, listening: tuple[str, ...]
+    ) -> None:
+        self.peer = peer
+        self.listening = listening
+        self.settings = settings
+        self._network = network
+        self._policy = DialPolicy(allow_private=settings.allow_private_addresses)
+        self._counters = Counters()
+        self._services = Services(self._counters, streams_per_peer_max=settings.limits.streams_per_peer_max)
+        self._watch = PeerWatch(queue_max=settings.limits.peer_event_queue_max)
+        self._connections: list[MemoryConnection] = []
+        self._failures: deque[DialFailure] = deque(maxlen=settings.limits.dial_failures_kept_max)
+        self._known: dict[PeerId, tuple[Address, ...]] = {}
+        self._topics: dict[str, Topic] = {}
+        self._seen: dict[tuple[PeerId, int], None] = {}
+        self._published = 0
+        self._records: dict[bytes, dict[PeerId, tuple[PeerInfo, float]]] = {}
+        self._inbox: list[tuple[float, int, Callable[[], None]]] = []
+        self._inbox_count = 0
+        self._inbox_changed = trio.Event()
+        self._closed = False
+        self._nursery: trio.Nursery
+
+    # --- life --------------------------------------------------------------------------------------------
+
+    def start(self, nursery: trio.Nursery, bootstrap: Sequence[tuple[PeerId, Address]]) -> None:
+        self._nursery = nursery
+        nursery.start_soon(self._work_inbox)
+        for peer in dict.fromkeys(peer for peer, _ in bootstrap if peer != self.peer):
+            nursery.start_soon(self._keep_connected, peer, [a for named, a in bootstrap if named == peer])
+
+    def stop(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        for connection in list(self._connections):
+            connection.lose()
+        for topic in self._topics.values():
+            topic.close_nowait()
+        self._watch.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NodeClosed("this node has been closed")
+
+    async def _keep_connected(self, peer: PeerId, addresses: Sequence[Address]) -> None:
+        async def wait_lost() -> None:
+            while self._connection_to(peer) is not None:
+                await self._watch.wait_change()
+
+        await keep_connected(lambda: self._dial(peer, addresses), wait_lost, self._network.randomness)
+
+    async def _work_inbox(self) -> None:
+        """Deliver gossip at its due time, in order."""
+        while True:
+            wait_s = self._inbox[0][0] - trio.current_time() if self._inbox else float("inf")
+            if wait_s <= 0:
+                heapq.heappop(self._inbox)[2]()
+                continue
+            with trio.move_on_after(wait_s):
+                await self._inbox_changed.wait()
+
+    def post(self, due: float, action: Callable[[], None]) -> None:
+        self._inbox_count += 1
+        heapq.heappush(self._inbox, (due, self._inbox_count, action))
+        self._inbox_changed.set()
+        self._inbox_changed = trio.Event()
+
+    # --- peers -------------------------------------------------------------------------------------------
+
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(f"{address}/p2p/{self.peer}" for address in self.settings.announce or self.listening)
+
+    def live_connections(self) -> list[MemoryConnection]:
+        return list(self._connections)
+
+    def neighbours(self) -> list[MemoryNode]:
+        return list(dict.fromkeys(connection.other(self) for connection in self._connections))
+
+    def _connection_to(self, peer: PeerId) -> MemoryConnection | None:
+        return next((c for c in self._connections if c.other(self).peer == peer), None)
+
+    def connection_lost(self, connection: MemoryConnection) -> None:
+        self._connections.remove(connection)
+        peer = connection.other(self).peer
+        if self._connection_to(peer) is None:
+            self._watch.remove(peer)
+
+    def connection_made(self, connection: MemoryConnection) -> None:
+        self._connections.append(connection)
+        self._watch.add(connection.other(self).peer)
+
+    async def wait_connected(self, *, timeout_s: float, peers_min: int = 1) -> None:
+        with trio.move_on_after(timeout_s):
+            while len(self._watch.peers) < peers_min:
+                self._check_open()
+                await self._watch.wait_change()
+            return
+        raise NotConnected(
+            f"{len(self._watch.peers)} of {peers_min} peers connected after {timeout_s:g} s", self.dial_failures()
+        )
+
+    async def connect(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        self._check_open()
+        peer_id_to_bytes(peer)
+        await self._dial(peer, parse_addresses_of(peer, addresses))
+
+    async def _dial(self, peer: PeerId, addresses: Sequence[Address]) -> MemoryConnection:
+        await trio.lowlevel.checkpoint()
+        if (existing := self._connection_to(peer)) is not None:
+            return existing
+        won: list[MemoryConnection] = []
+        failures: list[DialFailure] = []
+        async with trio.open_nursery() as nursery:
+
+            async def attempt(address: Address) -> None:
+                reason = await self._attempt(peer, address, won)
+                if reason is None:
+                    nursery.cancel_scope.cancel()
+                else:
+                    failures.append(self._note_failure(peer, str(address), reason))
+
+            for address in list(dict.fromkeys(addresses))[: self.settings.limits.addresses_per_dial_max]:
+                nursery.start_soon(attempt, address)
+        if won:
+            self._known[peer] = tuple(addresses)
+            return won[0]
+        if not failures:
+            failures.append(self._note_failure(peer, "", "no address known"))
+        raise DialFailed(peer, failures)
+
+    async def _attempt(self, peer: PeerId, address: Address, won: list[MemoryConnection]) -> str | None:
+        """Why it failed; None when the connection stands."""
+        try:
+            self._policy.check(address)
+        except AddressRefused as error:
+            return str(error)
+        if address.kind.is_name:
+            return "the name does not resolve: unknown name"
+        if address.relay is not None:
+            return "relayed addresses are not supported yet"
+        self._counters.dials += 1
+        there = self._network.by_address.get(str(address))
+        if there is not None and not self._network.can_reach(self.peer, there.peer):
+            await trio.sleep(self.settings.limits.dial_timeout_s)
+            return f"timed out after {self.settings.limits.dial_timeout_s:g} s"
+        link = self._network.link(self.peer, peer)
+        await trio.sleep(2 * link.delay_s())
+        there = self._network.by_address.get(str(address))
+        if there is None or self._closed:
+            return "connection refused"
+        if there.peer != peer:
+            return "another peer answered"
+        existing = self._connection_to(peer)
+        if existing is not None:
+            won.append(existing)  # another address was faster
+            return None
+        if len(there._connections) >= there.settings.limits.connections_max:
+            return "the secure handshake failed"
+        connection = MemoryConnection(self, there, str(address), link)
+        for node in (self, there):
+            node.connection_made(connection)
+        won.append(connection)
+        return None
+
+    def _note_failure(self, peer: PeerId, address: str, reason: str) -> DialFailure:
+        self._counters.dials_failed += 1
+        failure = DialFailure(peer=peer, address=address, reason=reason, at=now_ns())
+        self._failures.appendleft(failure)
+        return failure
+
+    async def disconnect(self, peer: PeerId) -> None:
+        await trio.lowlevel.checkpoint()
+        while (connection := self._connection_to(peer)) is not None:
+            connection.lose()
+
+    def connections(self) -> tuple[ConnectionInfo, ...]:
+        return tuple(
+            ConnectionInfo(
+                peer=connection.other(self).peer,
+                address=connection.address if connection.dialer is self else "",
+                direction=Direction.OUTBOUND if connection.dialer is self else Direction.INBOUND,
+                opened_at=connection.opened_at,
+                agent=connection.other(self).settings.agent,
+            )
+            for connection in self._connections
+        )
+
+    def dial_failures(self) -> tuple[DialFailure, ...]:
+        return tuple(self._failures)
+
+    def peer_events(self) -> PeerEvents:
+        self._check_open()
+        return self._watch.events()
+
+    def statistics(self) -> Statistics:
+        return self._counters.snapshot(connections_open=len(self._connections))
+
+    # --- streams -----------------------------------------------------------------------------------------
+
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, addresses: Sequence[str] = (), frame_bytes_max: int
+    ) -> FramedStream:
+        self._check_open()
+        peer_id_to_bytes(peer)
+        known = parse_addresses_of(peer, addresses) or self._known.get(peer, ())
+        connection = await self._dial(peer, known)
+        if len(connection.streams) >= STREAMS_PER_CONNECTION_MAX:
+            raise StreamLimitReached(f"{len(connection.streams)} streams are open")
+        await trio.sleep(2 * connection.link.delay_s())
+        if connection.is_lost:
+            raise OpenFailed("the connection was lost")
+        remote = connection.other(self)
+        service = remote._services.find(protocol)
+        if service is None:
+            raise ProtocolUnsupported(f"the peer does not speak {protocol}")
+        near, far = stream_pair(connection.link, window_bytes=self.settings.limits.stream_window_bytes)
+        connection.streams[near] = None
+        remote._nursery.start_soon(remote._services.serve, service, far, self.peer)
+        self._counters.streams_opened += 1
+        return FramedStream(
+            near,
+            peer=peer,
+            protocol=protocol,
+            frame_bytes_max=frame_bytes_max,
+            counters=self._counters,
+            on_end=lambda: connection.forget(near),
+        )
+
+    def handle(self, protocol: str, handler: StreamHandler, *, frame_bytes_max: int, streams_per_peer_max: int) -> None:
+        self._check_open()
+        self._services.add(
+            Service(
+                protocol=protocol,
+                handler=handler,
+                frame_bytes_max=frame_bytes_max,
+                streams_per_peer_max=streams_per_peer_max,
+            )
+        )
+
+    # --- gossip ------------------------------------------------------------------------------------------
+
+    def _check_gossip(self) -> None:
+        self._check_open()
+        if not self.settings.gossip:
+            raise GossipDisabled("this node was opened without gossip")
+
+    async def subscribe(self, topic: str, validator: Validator) -> Subscription:
+        self._check_gossip()
+        await trio.lowlevel.checkpoint()
+        if topic in self._topics:
+            raise SettingsInvalid(f"already subscribed to {topic}")
+
+        async def leave() -> None:
+            self._topics.pop(topic, None)
+
+        def count_drop() -> None:
+            self._counters.gossip_dropped += 1
+
+        feed = Topic(items_max=self.settings.limits.gossip_queue_max, on_close=leave, on_drop=count_drop)
+        feed.topic = topic
+        feed.validator = validator
+        self._topics[topic] = feed
+        return feed
+
+    async def publish(self, topic: str, data: bytes) -> int:
+        self._check_gossip()
+        await trio.lowlevel.checkpoint()
+        if len(data) > self.settings.limits.gossip_message_bytes_max:
+            raise MessageTooLarge(
+                f"a gossip message of {len(data)} bytes; the bound is {self.settings.limits.gossip_message_bytes_max}"
+            )
+        self._published += 1
+        self._counters.gossip_published += 1
+        identifier = (self.peer, self._published)
+        self._remember(identifier)
+        self._deliver(topic, data, forwarder=self.peer, source=self.peer)
+        return self._forward(topic, data, identifier, exclude=None)
+
+    def _forward(self, topic: str, data: bytes, identifier: tuple[PeerId, int], *, exclude: PeerId | None) -> int:
+        told: set[PeerId] = set()
+        for connection in self._connections:
+            there = connection.other(self)
+            if there.peer == exclude or there.peer in told or topic not in there._topics:
+                continue
+            told.add(there.peer)
+            there.post(
+                trio.current_time() + connection.link.delay_s(),
+                _Hop(there, connection, topic, data, identifier, self.peer),
+            )
+        return len(told)
+
+    def hear(self, topic: str, data: bytes, identifier: tuple[PeerId, int], forwarder: PeerId) -> None:
+        feed = self._topics.get(topic)
+        if self._closed or feed is None or identifier in self._seen or identifier[0] == self.peer:
+            return
+        self._remember(identifier)
+        try:
+            verdict = feed.validator(forwarder, data)
+        except Exception as error:  # a validator's bug must not blame a peer
+            log.warning("gossip.validator_failed", extra={"error": type(error).__name__})
+            verdict = Verdict.IGNORE
+        if verdict is Verdict.ACCEPT:
+            self._deliver(topic, data, forwarder=forwarder, source=identifier[0])
+            self._forward(topic, data, identifier, exclude=forwarder)
+        elif verdict is Verdict.REJECT:
+            self._counters.gossip_rejected += 1
+        else:
+            self._counters.gossip_ignored += 1
+
+    def _remember(self, identifier: tuple[PeerId, int]) -> None:
+        self._seen[identifier] = None
+        if len(self._seen) > SEEN_MAX:
+            del self._seen[next(iter(self._seen))]
+
+    def _deliver(self, topic: str, data: bytes, *, forwarder: PeerId, source: PeerId) -> None:
+        feed = self._topics.get(topic)
+        message = GossipMessage(topic=topic, data=data, forwarder=forwarder, source=source)
+        if feed is not None and feed.put_nowait(message):
+            self._counters.gossip_received += 1
+
+    # --- DHT ---------------------------------------------------------------------------------------------
+
+    async def provide(self, key: bytes) -> None:
+        servers = await self._dht_servers(key)
+        if not servers:
+            raise DhtFailed("no peer of the DHT could be told")
+        expires = trio.current_time() + RECORD_LIFE_S
+        for server in servers:
+            server._records.setdefault(key, {})[self.peer] = (self._info(), expires)
+
+    async def find_providers(self, key: bytes, *, count_max: int) -> tuple[PeerInfo, ...]:
+        servers = await self._dht_servers(key)
+        if not servers:
+            raise DhtFailed("no peer of the DHT is known")
+        found: dict[PeerId, PeerInfo] = {}
+        for server in (self, *servers):
+            for peer, (info, expires) in server._records.get(key, {}).items():
+                if expires > trio.current_time() and peer != self.peer:
+                    found[peer] = info
+        return tuple(found.values())[:count_max]
+
+    async def _dht_servers(self, key: bytes) -> list[MemoryNode]:
+        self._check_open()
+        if len(key) != DHT_KEY_BYTES:
+            raise SettingsInvalid(f"a DHT key has {DHT_KEY_BYTES} bytes")
+        delays = [connection.link.delay_s() for connection in self._connections]
+        await trio.sleep(2 * max(delays, default=0.0))
+        others = [node for node in self._network.component(self) if node is not self]
+        return [node for node in others if node.settings.dht_mode is DhtMode.SERVER]
+
+    def _info(self) -> PeerInfo:
+        return PeerInfo(peer=self.peer, addresses=self.settings.announce or self.listening)
+
+    async def find_peer(self, peer: PeerId) -> PeerInfo:
+        self._check_open()
+        peer_id_to_bytes(peer)
+        await trio.lowlevel.checkpoint()
+        for node in self._network.component(self):
+            if node.peer == peer and node.listening:
+                return node._info()
+        raise PeerNotFound(f"the DHT knows no usable address of {peer}")
+
+
+class _Hop:
+    """One gossip message on its way; lost with its connection."""
+
+    def __init__(
+        self,
+        there: MemoryNode,
+        connection: MemoryConnection,
+        topic: str,
+        data: bytes,
+        identifier: tuple[PeerId, int],
+        forwarder: PeerId,
+    ) -> None:
+        self._there = there
+        self._connection = connection
+        self._message = (topic, data, identifier, forwarder)
+
+    def __call__(self) -> None:
+        if not self._connection.is_lost:
+            self._there.hear(*self._message)
