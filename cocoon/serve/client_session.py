@@ -17,10 +17,8 @@ What it does not do: verify evidence, choose providers, retry, or pay.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..errors import (
-    BindingMismatch,
     CocoonError,
     DecodeError,
     InvalidRequest,
@@ -37,16 +35,13 @@ from ..types import MILLISECOND_NS, Digest, Network, PeerId, Secret
 from ..wire import limits
 from ..wire.codec import decode, encode
 from ..wire.messages import (
-    VERSION,
     Accepted,
-    Authenticate,
     Cancel,
     Credit,
     Evidence,
     Failed,
     Frame,
     Goodbye,
-    Hello,
     Message,
     Open,
     OpenHeader,
@@ -55,7 +50,6 @@ from ..wire.messages import (
     Receipt,
     Refused,
     SealedRequest,
-    SessionAuthentication,
     SessionMessage,
     Voucher,
 )
@@ -64,7 +58,6 @@ from .asked import AskedRequest
 from .chunks import chain_start
 from .effects import Disconnect, Effect, Effects, Emit, Send
 from .events import (
-    EvidenceReceived,
     OfferFacts,
     RequestAccepted,
     RequestEnded,
@@ -72,24 +65,13 @@ from .events import (
     RequestRefused,
     SessionDraining,
 )
+from .handshake import ClientHandshake
 from .heartbeat import Heartbeat
 from .reasons import Reason, failure_error, refusal_error
 from .receipts import Sign, Verify
 
 _Ending = RequestEnded | RequestRefused | RequestFailed
 STREAM_BROKEN = "stream_broken"  # the reason of `RequestFailed` when the stream itself is over
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Context:
-    """What one trusted statement established."""
-
-    session: Digest
-    sealing_key: bytes
-
-    @property
-    def prefix(self) -> bytes:
-        return self.session[: sealing.SESSION_PREFIX_BYTES]
 
 
 class ClientSession:
@@ -107,18 +89,12 @@ class ClientSession:
         now: int,
     ) -> None:
         self._network = network
-        self._client = client
         self._peer = peer
         self._crypto = crypto
         self._entropy = entropy
         self._verify = verify
+        self._handshake = ClientHandshake(network=network, client=client, peer=peer, crypto=crypto, entropy=entropy)
         self._heartbeat = Heartbeat(now=now)
-        self._hello: Hello | None = None  # not yet trusted
-        self._hello_by_ns: int | None = None  # the provider must answer by then
-        self._hello_times: list[int] = []
-        self._evidence: Evidence | None = None  # what `trust` is about
-        self._context: _Context | None = None
-        self._hello_again_ns: int | None = None
         self._requests: dict[int, AskedRequest] = {}
         self._waiting: set[int] = set()  # ids without an answer to Open
         self._cancelled: set[int] = set()  # ids that the provider must close soon
@@ -143,7 +119,7 @@ class ClientSession:
     def is_ready(self) -> bool:
         """Whether `open` may be called."""
         return (
-            self._context is not None
+            self._handshake.context is not None
             and not self._is_draining
             and not self._is_closed
             and len(self._requests) < limits.REQUESTS_IN_FLIGHT_MAX
@@ -152,7 +128,7 @@ class ClientSession:
     @property
     def session(self) -> Digest | None:
         """The current session id, once a statement is trusted."""
-        return None if self._context is None else self._context.session
+        return None if self._handshake.context is None else self._handshake.context.session
 
     @property
     def requests_open(self) -> int:
@@ -164,10 +140,9 @@ class ClientSession:
         if self._is_closed:
             return None
         when = self._heartbeat.deadline()
-        if self._hello_by_ns is not None:
-            when = min(when, self._hello_by_ns)
-        elif self._hello_again_ns is not None and self._hello is None:
-            when = min(when, self._hello_again_ns)
+        hello_ns = self._handshake.deadline()
+        if hello_ns is not None and hello_ns < when:
+            when = hello_ns
         for request_id in self._waiting:
             when = min(when, self._requests[request_id].answer_by_ns)
         for request_id in self._cancelled:
@@ -178,7 +153,7 @@ class ClientSession:
 
     def start(self, *, now: int) -> Effects:
         """Say Hello. Once; later Hellos follow by themselves every ten minutes (K5)."""
-        if self._hello_times:
+        if self._handshake.has_started:
             raise LocalProtocolError("this session has started")
         return tuple(self._say_hello(now))
 
@@ -189,20 +164,7 @@ class ClientSession:
         """
         if self._is_closed:
             return ()
-        if self._evidence is None or self._hello is None:
-            raise LocalProtocolError("trust without evidence")
-        if sealing_suite != sealing.SUITE_X25519 or len(sealing_key) != sealing.KEY_BYTES:
-            raise BindingMismatch("the statement names a sealing suite that this client does not have")
-        session = sealing.session_id(
-            statement=self._evidence.statement,
-            client=self._client,
-            peer=self._peer,
-            client_nonce=self._hello.client_nonce,
-            provider_nonce=self._evidence.provider_nonce,
-        )
-        self._context = _Context(session=session, sealing_key=sealing_key)
-        self._evidence = self._hello = None
-        self._hello_again_ns = now + bounds.HELLO_AGAIN_NS
+        self._handshake.trust(sealing_suite=sealing_suite, sealing_key=sealing_key, now=now)
         return ()
 
     def distrust(self, error: CocoonError, *, now: int) -> Effects:
@@ -213,11 +175,8 @@ class ClientSession:
         """Prove that we hold V, sealed to E (S2). Needed once per session id before a paid `open`."""
         if self._is_closed:
             return ()
-        context = self._need_context()
-        signature = sign(sealing.authentication_bytes(self._network, context.session, account, payout))
-        claim = SessionAuthentication(account=account, voucher_key=voucher_key, payout=payout, signature=signature)
-        sealed = self._crypto.seal(context.sealing_key, encode(claim), sealing.authentication_info(context.session))
-        return (Send(message=Authenticate(session_prefix=context.prefix, sealed=sealed)),)
+        message = self._handshake.authenticate(account=account, payout=payout, voucher_key=voucher_key, sign=sign)
+        return (Send(message=message),)
 
     def open(
         self,
@@ -246,7 +205,7 @@ class ClientSession:
             raise RefusedError(Reason.BUSY.value, retry_after_ms=1_000)
         if not bounds.CREDIT_BYTES_MIN <= credit_bytes <= bounds.CREDIT_BYTES_MAX:
             raise LocalProtocolError("a credit window out of bounds")
-        context = self._need_context()
+        context = self._handshake.need()
         request_id = self._next_id
         header = OpenHeader(
             offer=offer.digest,
@@ -366,7 +325,7 @@ class ClientSession:
                 error = failure_error(message.reason, message.detail)
                 self._finish(request, RequestFailed(id=message.id, reason=message.reason, error=error), out)
             case Evidence():
-                self._receive_evidence(message, out)
+                out.append(Emit(event=self._handshake.evidence(message)))
             case Ping():
                 out.append(Send(message=self._heartbeat.answer(message, now)))
             case Pong():
@@ -376,23 +335,6 @@ class ClientSession:
                 out.append(Emit(event=SessionDraining(reason=message.reason)))
             case _:
                 raise DecodeError(f"a provider does not send {type(message).__name__}")
-
-    def _receive_evidence(self, message: Evidence, out: list[Effect]) -> None:
-        if self._hello is None or self._evidence is not None:
-            raise StreamBroken("evidence that was not asked for")
-        self._evidence = message
-        self._hello_by_ns = None
-        out.append(
-            Emit(
-                event=EvidenceReceived(
-                    nonce=self._hello.nonce,
-                    statement=message.statement,
-                    operator_signature=message.operator_signature,
-                    peer_signature=message.peer_signature,
-                    hardware=message.hardware,
-                )
-            )
-        )
 
     def _frame(self, frame: Frame, out: list[Effect]) -> None:
         for chunk in frame.chunks:
@@ -415,10 +357,10 @@ class ClientSession:
         error = refusal_error(message.reason, message.detail, message.retry_after_ms)
         event = RequestRefused(id=message.id, reason=message.reason, retry_after_ms=message.retry_after_ms, error=error)
         self._finish(request, event, out)
-        context = self._context
+        context = self._handshake.context
         if message.reason == Reason.STALE_KEY.value and context is not None and context.session == request.session:
-            self._context = None  # nothing more is sealed to it
-            if self._hello is None:
+            self._handshake.context = None  # nothing more is sealed to it
+            if not self._handshake.is_pending:
                 out.extend(self._say_hello(now))
 
     # --- time --------------------------------------------------------------------------------------------
@@ -429,7 +371,7 @@ class ClientSession:
             return ()
         if self._heartbeat.is_dead(now):
             return tuple(self._close(Unavailable("the provider has gone silent")))
-        if self._hello_by_ns is not None and now >= self._hello_by_ns:
+        if self._handshake.is_late(now):
             return tuple(self._close(Unavailable("the provider did not send its evidence in time")))
         for request_id in sorted(self._cancelled):
             if now - (self._requests[request_id].cancelled_ns or 0) >= bounds.CANCEL_TIMEOUT_NS:
@@ -442,7 +384,7 @@ class ClientSession:
                 request.is_reported = True
                 out.append(Emit(event=RequestFailed(id=request_id, reason=Reason.TIMEOUT.value, error=error)))
                 out.extend(self._cancel(request, now))
-        if self._hello is None and self._hello_again_ns is not None and now >= self._hello_again_ns:
+        if self._handshake.is_due(now):
             out.extend(self._say_hello(now))
         ping = self._heartbeat.ping_due(now)
         if ping is not None:
@@ -452,20 +394,10 @@ class ClientSession:
     # --- helpers -----------------------------------------------------------------------------------------
 
     def _say_hello(self, now: int) -> list[Effect]:
-        self._hello_times = [at for at in self._hello_times if now - at < bounds.HELLO_AGAIN_NS]
-        if len(self._hello_times) >= bounds.HELLOS_PER_PERIOD_MAX:
-            return self._close(StreamBroken("the provider keeps refusing its own fresh key"))
-        self._hello_times.append(now)
-        self._hello = Hello(
-            version=VERSION, network=int(self._network), nonce=self._entropy(32), client_nonce=self._entropy(32)
-        )
-        self._hello_by_ns = now + bounds.HELLO_TIMEOUT_NS
-        return [Send(message=self._hello)]
-
-    def _need_context(self) -> _Context:
-        if self._context is None:
-            raise LocalProtocolError("no statement of this provider is trusted yet")
-        return self._context
+        try:
+            return [Send(message=self._handshake.hello(now))]
+        except StreamBroken as error:
+            return self._close(error)
 
     def _find(self, request_id: int) -> AskedRequest | None:
         if request_id >= self._next_id:
@@ -515,6 +447,6 @@ class ClientSession:
         self._requests.clear()
         self._waiting.clear()
         self._cancelled.clear()
-        self._context = None
+        self._handshake.context = None
         out.append(Disconnect(why=why))
         return out

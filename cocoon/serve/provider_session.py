@@ -14,7 +14,6 @@ What it does not do: make evidence, run the model, judge vouchers, choose which 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from ..errors import (
     CocoonError,
@@ -30,13 +29,10 @@ from ..types import Digest, FinishReason, Network, PeerId, Secret, Usage
 from ..wire import limits
 from ..wire.codec import decode, decode_as
 from ..wire.messages import (
-    VERSION,
     Accepted,
     Authenticate,
     Cancel,
-    Chunk,
     Credit,
-    Evidence,
     Failed,
     Goodbye,
     Hello,
@@ -48,7 +44,6 @@ from ..wire.messages import (
     ReceiptBody,
     Refused,
     SealedRequest,
-    SessionAuthentication,
     SessionMessage,
     Voucher,
 )
@@ -58,7 +53,6 @@ from .admission import declared_refusal
 from .chunks import ChunkSeal, chain_start, encode_frame
 from .effects import Disconnect, Effect, Effects, Emit, Send
 from .events import (
-    AuthenticationReceived,
     HelloReceived,
     OfferFacts,
     OutputDrained,
@@ -68,21 +62,12 @@ from .events import (
     SessionDraining,
     VoucherReceived,
 )
+from .frames import FrameQueue
+from .handshake import ProviderHandshake
 from .heartbeat import Heartbeat
 from .outbox import ServedRequest
 from .reasons import Reason
 from .receipts import Sign, Verify, receipt_body, sign_receipt
-
-
-@dataclass(slots=True, kw_only=True)
-class _Context:
-    """What one Hello established."""
-
-    session: Digest
-    sealing_key: bytes  # public half
-    ends_ns: int | None  # set when a newer one replaced it
-    account: bytes | None = None  # proven by S2 and confirmed by the role
-    claimed_account: bytes | None = None
 
 
 class ProviderSession:
@@ -103,26 +88,17 @@ class ProviderSession:
         now: int,
     ) -> None:
         self._network = network
-        self._peer = peer
-        self._client = client
-        self._keys = keys
         self._crypto = crypto
         self._entropy = entropy
         self._sign = sign
-        self._verify = verify
         self._offers = offers
+        self._handshake = ProviderHandshake(
+            network=network, peer=peer, client=client, keys=keys, crypto=crypto, entropy=entropy, verify=verify
+        )
         self._heartbeat = Heartbeat(now=now)
-        self._hello: Hello | None = None  # unanswered
-        self._hello_times: list[int] = []
-        self._contexts: dict[bytes, _Context] = {}  # by session prefix, oldest first
+        self._frames = FrameQueue(now=now)
         self._requests: dict[int, ServedRequest] = {}
         self._last_id = -1
-        self._ready: dict[int, None] = {}  # ids with output that credit allows, oldest first
-        self._blocked: dict[int, int] = {}  # ids with output that waits for credit, and since when
-        self._full: set[int] = set()
-        self._buffered_bytes = 0
-        self._flush_at_ns: int | None = None
-        self._flushed_ns = now - bounds.FRAME_INTERVAL_NS
         self._draining_since_ns: int | None = None
         self._client_left = False
         self._is_closed = False
@@ -146,17 +122,16 @@ class ProviderSession:
 
     def is_full(self, request_id: int) -> bool:
         """Whether the engine should pause for this request until `OutputDrained` or `RequestCancelled`."""
-        return request_id in self._full
+        return self._frames.is_full(request_id)
 
     def deadline(self) -> int | None:
         """When `on_time` has work, in ns; None when finished."""
         if self._is_closed:
             return None
         when = self._heartbeat.deadline()
-        if self._flush_at_ns is not None and self._flush_at_ns < when:
-            when = self._flush_at_ns
-        if self._blocked:
-            when = min(when, min(self._blocked.values()) + bounds.STALL_NS)
+        frames_ns = self._frames.deadline()
+        if frames_ns is not None and frames_ns < when:
+            when = frames_ns
         if self._draining_since_ns is not None and not self._requests:
             when = min(when, self._draining_since_ns + bounds.DRAIN_GRACE_NS)
         return when
@@ -199,9 +174,12 @@ class ProviderSession:
             case Pong():
                 pass
             case Hello():
-                self._say_hello(message, out, now)
+                self._handshake.hello(message, now)
+                out.append(Emit(event=HelloReceived(hello=message)))
             case Authenticate():
-                self._authenticate(message, out, now)
+                claim = self._handshake.authenticate(message, now)
+                if claim is not None:
+                    out.append(Emit(event=claim))
             case Voucher():
                 out.append(Emit(event=VoucherReceived(voucher=message.voucher, signature=message.signature)))
             case Goodbye():
@@ -209,47 +187,6 @@ class ProviderSession:
                 out.append(Emit(event=SessionDraining(reason=message.reason)))
             case _:
                 raise DecodeError(f"a client does not send {type(message).__name__}")
-
-    def _say_hello(self, hello: Hello, out: list[Effect], now: int) -> None:
-        if hello.version != VERSION or hello.network != int(self._network):
-            raise DecodeError("a hello for another version or network")
-        self._hello_times = [at for at in self._hello_times if now - at < bounds.HELLO_AGAIN_NS]
-        if self._hello is not None or len(self._hello_times) >= bounds.HELLOS_PER_PERIOD_MAX:
-            raise LimitExceeded("too many hellos")
-        self._hello_times.append(now)
-        self._hello = hello
-        out.append(Emit(event=HelloReceived(hello=hello)))
-
-    def _context(self, prefix: bytes, now: int) -> tuple[_Context, sealing.SealingKey] | None:
-        """The live context with that prefix and its key."""
-        context = self._contexts.get(prefix)
-        if context is None or (context.ends_ns is not None and now >= context.ends_ns):
-            return None
-        key = self._keys.find(context.sealing_key, now)
-        return None if key is None else (context, key)
-
-    def _authenticate(self, message: Authenticate, out: list[Effect], now: int) -> None:
-        found = self._context(message.session_prefix, now)
-        if found is None:
-            return  # a paid Open will be refused as stale
-        context, key = found
-        if context.claimed_account is not None:
-            raise LimitExceeded("authenticated twice")
-        plaintext = self._crypto.open(key.private, message.sealed, sealing.authentication_info(context.session))
-        claim = decode_as(plaintext, SessionAuthentication, bytes_max=512)
-        signed = sealing.authentication_bytes(self._network, context.session, claim.account, claim.payout)
-        self._verify(claim.voucher_key, claim.signature, signed)
-        context.claimed_account = claim.account
-        out.append(
-            Emit(
-                event=AuthenticationReceived(
-                    session=context.session,
-                    account=claim.account,
-                    voucher_key=claim.voucher_key,
-                    payout=claim.payout,
-                )
-            )
-        )
 
     def _open(self, message: Open, out: list[Effect], now: int) -> None:
         if message.id <= self._last_id:
@@ -270,9 +207,9 @@ class ProviderSession:
             return Reason.DRAINING
         if len(self._requests) >= limits.REQUESTS_IN_FLIGHT_MAX:
             return Reason.BUSY
-        found = self._context(message.session_prefix, now)
+        found = self._handshake.find(message.session_prefix, now)
         if found is None:
-            return Reason.STALE_KEY if self._contexts else Reason.UNKNOWN_SESSION
+            return Reason.STALE_KEY if self._handshake.has_context else Reason.UNKNOWN_SESSION
         context, key = found
         offer = self._offers(header.offer)
         reason = declared_refusal(header, offer, account=context.account, now=now)
@@ -314,9 +251,7 @@ class ProviderSession:
         if message.total_bytes - request.sent_bytes > bounds.CREDIT_BYTES_MAX:
             raise LimitExceeded("more credit than the bound")
         request.credit_bytes = message.total_bytes
-        if self._blocked.pop(message.id, None) is not None:
-            self._ready[message.id] = None
-            self._flush_soon(now)
+        self._frames.unblock(request, now)
 
     def _cancel(self, message: Cancel, out: list[Effect]) -> None:
         request = self._requests.get(message.id)
@@ -343,47 +278,21 @@ class ProviderSession:
         now: int,
     ) -> Effects:
         """Answer the Hello. `sealing_key` is E as the statement names it, from `SealingKeys.current`."""
-        hello = self._hello
         if self._is_closed:
             return ()
-        if hello is None:
-            raise LocalProtocolError("evidence without a hello")
-        provider_nonce = self._entropy(32)
-        session = sealing.session_id(
-            statement=statement,
-            client=self._client,
-            peer=self._peer,
-            client_nonce=hello.client_nonce,
-            provider_nonce=provider_nonce,
-        )
-        self._hello = None
-        live = {
-            prefix: context
-            for prefix, context in self._contexts.items()
-            if context.ends_ns is None or now < context.ends_ns
-        }
-        for context in live.values():
-            if context.ends_ns is None:
-                context.ends_ns = now + bounds.KEY_GRACE_NS
-        prefix = session[: sealing.SESSION_PREFIX_BYTES]
-        self._contexts = {**live, prefix: _Context(session=session, sealing_key=sealing_key, ends_ns=None)}
-        message = Evidence(
+        message = self._handshake.evidence(
             statement=statement,
             operator_signature=operator_signature,
             peer_signature=peer_signature,
-            provider_nonce=provider_nonce,
+            sealing_key=sealing_key,
             hardware=hardware,
+            now=now,
         )
         return (Send(message=message),)
 
     def authenticated(self, *, session: Digest, account: bytes) -> None:
         """V of the last `AuthenticationReceived` is proven to be the account's: paid requests may come."""
-        context = self._contexts.get(session[: sealing.SESSION_PREFIX_BYTES])
-        if context is None or context.session != session:
-            return  # replaced meanwhile
-        if context.claimed_account != account:
-            raise LocalProtocolError("this session did not claim that account")
-        context.account = account
+        self._handshake.authenticated(session, account)
 
     def accept(self, request_id: int, *, prompt_tokens: int, queue_position: int = 0, now: int) -> Effects:
         """Admit it. `prompt_tokens` is the engine's own count, which the bill is made from."""
@@ -422,17 +331,9 @@ class ProviderSession:
             raise LocalProtocolError(f"request {request_id} takes no output now")
         before = request.buffered_bytes
         request.push(delta)
-        self._buffered_bytes += request.buffered_bytes - before
-        if request.buffered_bytes > bounds.BUFFER_BYTES_MAX:
-            return self._give_up(request, Reason.STALLED)
-        if request.buffered_bytes >= bounds.BUFFER_BYTES_HIGH or (
-            before > 0 and self._buffered_bytes >= bounds.SESSION_BUFFER_BYTES_HIGH
-        ):
-            self._full.add(request_id)
-        if request_id not in self._blocked:
-            self._ready[request_id] = None
-            self._flush_soon(now, urgent=request.seal.number == 0)
-        return ()
+        grown = request.buffered_bytes - before
+        self._frames.grew(request, grown, now=now, urgent=request.seal.number == 0)
+        return self._give_up(request, Reason.STALLED) if request.buffered_bytes > bounds.BUFFER_BYTES_MAX else ()
 
     def finish(self, request_id: int, finish_reason: FinishReason, usage: Usage, *, now: int) -> Effects:
         """End it. Of `usage` only `cached_tokens` counts: the rest is what was accepted and delivered."""
@@ -443,9 +344,7 @@ class ProviderSession:
             raise LocalProtocolError(f"request {request_id} cannot end now")
         request.finish_reason = finish_reason
         request.cached_tokens = min(usage.cached_tokens, request.seal.prompt_tokens or 0)
-        if request_id not in self._blocked:
-            self._ready[request_id] = None
-            self._flush_soon(now, urgent=not self._is_another_running(request_id))
+        self._frames.grew(request, 0, now=now, urgent=not self._is_another_running(request_id))
         return ()
 
     def fail(self, request_id: int, reason: Reason, *, detail: str = "", now: int) -> Effects:
@@ -480,57 +379,27 @@ class ProviderSession:
         if self._heartbeat.is_dead(now):
             return tuple(self._close(Unavailable("the client has gone silent")))
         out: list[Effect] = []
-        if self._flush_at_ns is not None and now >= self._flush_at_ns:
+        if self._frames.flush_at_ns is not None and now >= self._frames.flush_at_ns:
             self._flush(out, now)
         ping = self._heartbeat.ping_due(now)
         if ping is not None:
             out.append(Send(message=ping))
-        for request_id, since in list(self._blocked.items()):
-            if now - since >= bounds.STALL_NS:
-                out.extend(self._give_up(self._requests[request_id], Reason.STALLED))
+        for request_id in self._frames.stalled(now):
+            out.extend(self._give_up(self._requests[request_id], Reason.STALLED))
         self._part_when_done(out, now)
         return tuple(out)
 
     # --- frames ------------------------------------------------------------------------------------------
 
-    def _flush_soon(self, now: int, *, urgent: bool = False) -> None:
-        when = now if urgent else max(now, self._flushed_ns + bounds.FRAME_INTERVAL_NS)
-        if self._flush_at_ns is None or when < self._flush_at_ns:
-            self._flush_at_ns = when
-
     def _flush(self, out: list[Effect], now: int) -> None:
         """One frame with what credit allows of all requests, then the receipts and closings that follow from it."""
-        chunks: list[Chunk] = []
-        touched: list[ServedRequest] = []
-        size = 0
-        for request_id in list(self._ready):
-            request = self._requests[request_id]
-            before = request.buffered_bytes
-            while len(chunks) < limits.FRAME_CHUNKS_MAX and size < bounds.FLUSH_BYTES_MAX:
-                chunk = request.next_chunk()
-                if chunk is None:
-                    del self._ready[request_id]
-                    if request.has_output:
-                        self._blocked[request_id] = now
-                    break
-                chunks.append(chunk)
-                size += len(chunk.sealed)
-                if chunk.final or not request.has_output:
-                    del self._ready[request_id]
-                    break
-            self._buffered_bytes += request.buffered_bytes - before
-            touched.append(request)
-        self._flush_at_ns = None
+        chunks, touched = self._frames.take(now)
         if chunks:
             frame, data = encode_frame(chunks)
             out.append(Send(message=frame, encoded=data))
-            self._flushed_ns = now
         for request in touched:
             self._after_flush(request, out)
-        if self._ready:
-            self._flush_soon(now)
-        if self._full:
-            self._tell_drained(out)
+        out.extend(Emit(event=OutputDrained(id=request_id)) for request_id in self._frames.take_drained())
 
     def _after_flush(self, request: ServedRequest, out: list[Effect]) -> None:
         seal = request.seal
@@ -541,13 +410,6 @@ class ProviderSession:
             out.append(Emit(event=RequestClosed(id=request.id, receipt=body)))
         elif seal.completion_tokens - request.receipt_tokens >= bounds.RECEIPT_TOKENS:
             self._send_receipt(request, out, final=False)
-
-    def _tell_drained(self, out: list[Effect]) -> None:
-        for request_id in sorted(self._full):
-            own = self._requests[request_id].buffered_bytes
-            if own == 0 or (own <= bounds.BUFFER_BYTES_LOW and self._buffered_bytes <= bounds.SESSION_BUFFER_BYTES_LOW):
-                self._full.discard(request_id)
-                out.append(Emit(event=OutputDrained(id=request_id)))
 
     def _send_receipt(self, request: ServedRequest, out: list[Effect], *, final: bool) -> ReceiptBody:
         assert request.seal is not None
@@ -577,7 +439,7 @@ class ProviderSession:
 
     def _is_another_running(self, request_id: int) -> bool:
         return any(
-            other.seal is not None and other.id != request_id and other.id not in self._blocked
+            other.seal is not None and other.id != request_id and not self._frames.is_blocked(other.id)
             for other in self._requests.values()
         )
 
@@ -600,11 +462,8 @@ class ProviderSession:
         out.append(Emit(event=RequestClosed(id=request.id, receipt=body)))
 
     def _forget(self, request: ServedRequest) -> None:
-        self._requests.pop(request.id, None)
-        self._ready.pop(request.id, None)
-        self._blocked.pop(request.id, None)
-        self._full.discard(request.id)
-        self._buffered_bytes -= request.buffered_bytes
+        del self._requests[request.id]
+        self._frames.remove(request)
 
     def _part_when_done(self, out: list[Effect], now: int) -> None:
         if self._requests or self._is_closed:
@@ -619,10 +478,9 @@ class ProviderSession:
         out: list[Effect] = [
             Emit(event=RequestCancelled(id=request_id, reason="disconnected")) for request_id in self._requests
         ]
-        for table in (self._requests, self._ready, self._blocked, self._contexts):
-            table.clear()
-        self._full.clear()
-        self._buffered_bytes = 0
+        self._requests.clear()
+        self._frames.clear()
+        self._handshake.clear()
         out.append(Disconnect(why=why))
         return out
 
