@@ -122,8 +122,11 @@ def _check_certificate(
             raise error(f"{_name(certificate)} has an unknown critical extension", reason=f"{prefix}-extension")
     if depth == 0:
         return
-    constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        raise error(f"{_name(certificate)} is not a certificate authority", reason=f"{prefix}-ca") from None
     if not constraints.ca or not usage.key_cert_sign:
         raise error(f"{_name(certificate)} is not a certificate authority", reason=f"{prefix}-ca")
     if constraints.path_length is not None and constraints.path_length < depth - 1:

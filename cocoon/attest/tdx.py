@@ -89,6 +89,7 @@ def verify_quote(quote: bytes, collateral: bytes, *, anchors: Anchors, now_s: in
         form = read_quote(quote)
     with trail.step("collateral.format"):
         read = read_collateral(collateral)
+    _check_not_future(read, now_s, trail)
     report = form.report
     trail.require(
         not report.td_attributes & ATTRIBUTE_DEBUG,
@@ -183,9 +184,8 @@ def _facts(
     )
 
 
-def check_not_future(quote: VerifiedQuote, now_s: int, trail: Trail) -> None:
-    """No part of the collateral may be dated after now: dcap-qvl does not mind. Raises `StaleEvidence`."""
-    collateral = quote.collateral
+def _check_not_future(collateral: Collateral, now_s: int, trail: Trail) -> None:
+    """No part of the collateral may be dated after now; dcap-qvl minds only some of them."""
     for name, dated in (
         ("tcb-info", collateral.tcb_info),
         ("qe-identity", collateral.qe_identity),

@@ -50,7 +50,7 @@ from .statement import (
     report_data,
     statement_digest,
 )
-from .tdx import VerifiedQuote, check_not_future, verify_quote
+from .tdx import VerifiedQuote, verify_quote
 from .trail import Trail
 
 # What a Cocoon image measures into RTMR3 before it makes P (rule K6), in this order, then nothing more.
@@ -125,7 +125,6 @@ class Verifier:
         if bundle is not None and anchors is not None:
             simulated = not anchors.is_hardware
             quote = verify_quote(bundle.quote, bundle.collateral, anchors=anchors, now_s=now_s, trail=trail)
-            check_not_future(quote, now_s, trail)
             trail.require(
                 quote.report.report_data == report_data(evidence.statement, simulated=simulated),
                 "binding.report-data",
