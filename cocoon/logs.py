@@ -35,8 +35,9 @@ _PRIVATE_FIELDS: Final = frozenset(
 )
 _RECORD_FIELDS: Final = frozenset(vars(logging.LogRecord("", 0, "", 0, "", (), None))) | {"message", "asctime"}
 
-# Below warning these libraries describe every packet; libp2p's eager f-strings are switched off by `p2p` itself.
-_NOISY: Final = ("libp2p", "hypercorn", "httpx", "httpcore", "asyncio", "multipart")
+# Below warning the libraries that we use describe every packet, and nobody can vouch for what they say of it.
+FOREIGN_LEVEL: Final = logging.WARNING
+OURS: Final = ("cocoon", "p2p")
 
 
 def redact(name: str, value: Any) -> Any:
@@ -106,7 +107,7 @@ class EventFormatter(logging.Formatter):
 
 
 def configure(*, level: str, json_lines: bool | None = None, stream: TextIO | None = None) -> None:
-    """Send every log of this process to `stream` (standard error), at `level` and above.
+    """Send every log of this process to `stream` (standard error), at `level` and above (others' from warning on).
 
     `json_lines=None` decides by whether the stream is a terminal. Calling it again replaces what it set before.
     """
@@ -120,14 +121,14 @@ def configure(*, level: str, json_lines: bool | None = None, stream: TextIO | No
     for old in [one for one in root.handlers if one.get_name() == "cocoon"]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(level.upper())
-    for name in _NOISY:
-        logging.getLogger(name).setLevel(logging.WARNING if name != "libp2p" else logging.CRITICAL)
+    root.setLevel(FOREIGN_LEVEL)
+    for name in OURS:
+        logging.getLogger(name).setLevel(level.upper())
 
 
 def _event(record: logging.LogRecord) -> str:
     """The event name. Foreign libraries log prose with arguments, which may hold anything: keep the template."""
-    if record.name.split(".")[0] in ("cocoon", "p2p"):
+    if record.name.split(".")[0] in OURS:
         return record.getMessage()[:FIELD_CHARS_MAX]
     return str(record.msg)[:FIELD_CHARS_MAX] if record.args else f"<{record.name} message redacted>"
 

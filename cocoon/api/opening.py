@@ -1,0 +1,67 @@
+"""Puts a client together: the network, the catalogue of pinned models, the clock, and the role over them.
+
+The one place where the edges (`api`, `gateway`, `cli`) compose a client peer. Its identity is fresh every time and
+it serves no DHT queries (rule H2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+from ..adapters.clock import SystemClock, entropy
+from ..adapters.network import PeerNetwork, open_network
+from ..client.interface import ClientRole
+from ..client.role import open_client
+from ..client.settings import ClientSettings
+from ..errors import Unavailable
+from ..ports import Store
+from ..types import Network, Secret
+from .catalogue import pinned_catalogue
+from .terms import OpenTerms
+
+SEED_BYTES = 32
+
+
+@asynccontextmanager
+async def open_client_network(*, bootstrap: Iterable[str], network: Network) -> AsyncIterator[PeerNetwork]:
+    """A client peer's network, dialling its bootstrap peers in the background. Raises `ConfigError`."""
+    async with open_network(
+        seed=Secret(entropy(SEED_BYTES)),
+        listen=(),  # a client only dials: nobody needs to reach it
+        bootstrap=bootstrap,
+        serves_dht=False,
+        allow_private_addresses=network is Network.DEVNET,
+        agent="cocoon-client",
+    ) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def open_role(terms: OpenTerms, *, store: Store | None = None) -> AsyncIterator[ClientRole]:
+    """A client role that is connected to the network. Raises `ConfigError`; `Unavailable` with every dial tried."""
+    async with open_client_network(bootstrap=terms.bootstrap, network=terms.network) as network:
+        await wait_connected(network, timeout_s=terms.timeout_s)
+        settings = ClientSettings(network_id=terms.network, trust_minimum=terms.trust.level)
+        async with open_client(
+            network,
+            settings,
+            catalogue=pinned_catalogue(),
+            clock=SystemClock(),
+            entropy=entropy,
+            store=store,
+        ) as role:
+            yield role
+
+
+async def wait_connected(network: PeerNetwork, *, timeout_s: float) -> None:
+    """Return once a peer is connected. Raises `Unavailable` with every dial that failed and what to do."""
+    try:
+        await network.wait_connected(timeout_s=timeout_s)
+    except Unavailable as error:
+        failures = network.dial_failures()
+        tried = "; ".join(f"{one.address}: {one.reason}" for one in failures[:8]) or str(error)
+        raise Unavailable(
+            f"no bootstrap peer could be reached within {timeout_s:.0f} s ({tried})",
+            advice="Check the --bootstrap address and that its node runs; `cocoon peers` shows each attempt.",
+        ) from error
