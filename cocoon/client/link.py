@@ -1,0 +1,245 @@
+"""One session with one provider: the client machine, its stream, and the requests that run on it.
+
+A link judges the provider's evidence before anything secret is sealed, routes the machine's events to the
+requests that wait for them, and grants credit as their readers take output. When the stream ends, every request
+on it has a last event and the link is of no further use; the pool opens another.
+
+Not here: which provider, which price, whether to try again (`role`, `reply`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from ..errors import AttestationError, CocoonError, LocalProtocolError, StreamBroken, Unavailable
+from ..ports import Clock, Entropy, Stream
+from ..pump import SessionPump
+from ..serve.client_session import ClientSession
+from ..serve.events import (
+    EvidenceReceived,
+    OfferFacts,
+    OutputReceived,
+    ReceiptReceived,
+    RequestAccepted,
+    RequestEnded,
+    RequestFailed,
+    RequestRefused,
+    SessionDraining,
+)
+from ..serve.reasons import Reason
+from ..types import PeerId, TrustLevel
+
+HANDSHAKE_TIMEOUT_S: Final = 35.0
+"""The machine gives hardware evidence 30 s; this only bounds what the machine cannot see."""
+
+RequestEvent = RequestAccepted | OutputReceived | RequestEnded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrustedFacts:
+    """What evidence proved of a session: facts, never verdicts (rule S8)."""
+
+    level: TrustLevel
+    statement: bytes = field(repr=False)
+    sealing_suite: int
+    sealing_key: bytes
+    operator: bytes
+    payout: bytes
+    models: frozenset[bytes]
+
+
+Judge = Callable[[EvidenceReceived], Awaitable[TrustedFacts]]
+"""Verify a session's evidence. Raises `AttestationError`, `BadSignature` or `DecodeError`."""
+
+
+class RunningRequest:
+    """One request on a link. Its events come in order; `next_event` raises what ended it early."""
+
+    def __init__(self, link: ProviderLink, request_id: int) -> None:
+        self._link = link
+        self.id = request_id
+        self._events: deque[RequestEvent | CocoonError] = deque()
+        self._arrived = trio.Event()
+        self._is_over = False
+        self._unconsumed_bytes = 0
+
+    @property
+    def is_over(self) -> bool:
+        """The last event has been put in."""
+        return self._is_over
+
+    async def next_event(self) -> RequestEvent:
+        """The next event. Taking one grants the provider credit for the one before. Raises what broke it."""
+        if self._unconsumed_bytes:
+            self._link.consumed(self.id, self._unconsumed_bytes)
+            self._unconsumed_bytes = 0
+        while not self._events:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        event = self._events.popleft()
+        if isinstance(event, CocoonError):
+            raise event
+        if isinstance(event, OutputReceived):
+            self._unconsumed_bytes = event.sealed_bytes
+        return event
+
+    def cancel(self) -> None:
+        """Tell the provider to stop; nothing more comes. Harmless when it is over."""
+        if not self._is_over:
+            self._link.cancel(self.id)
+
+    def put(self, event: RequestEvent | CocoonError) -> None:
+        """For the link: one more event."""
+        self._is_over = isinstance(event, (CocoonError, RequestEnded))
+        self._events.append(event)
+        self._arrived.set()
+
+
+class ProviderLink:
+    """A session that is being opened, trusted, used, or over."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        machine: ClientSession,
+        *,
+        clock: Clock,
+        entropy: Entropy,
+        judge: Judge,
+        on_receipt: Callable[[PeerId, ReceiptReceived], None],
+    ) -> None:
+        self.peer = stream.peer
+        self._machine = machine
+        self._clock = clock
+        self._entropy = entropy
+        self._judge = judge
+        self._on_receipt = on_receipt
+        self._pump = SessionPump(stream, machine, clock, self._on_event)
+        self._requests: dict[int, RunningRequest] = {}
+        self._trusted = trio.Event()
+        self._evidence: trio.MemorySendChannel[EvidenceReceived]
+        self._evidence_in: trio.MemoryReceiveChannel[EvidenceReceived]
+        # One at a time: the machine asks anew only after the answer to the last question.
+        self._evidence, self._evidence_in = trio.open_memory_channel(2)
+        self.facts: TrustedFacts | None = None
+        self.is_draining = False
+        self.used_ns = clock.now()
+
+    @property
+    def is_usable(self) -> bool:
+        """New requests may be opened on it (once it is trusted)."""
+        return not (self._pump.is_ended or self.is_draining)
+
+    @property
+    def requests_running(self) -> int:
+        """How many requests are on it."""
+        return len(self._requests)
+
+    async def run(self) -> None:
+        """Drive the session until it ends."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._judge_evidence)
+                self._pump.perform(self._machine.start(now=self._clock.now()))
+                await self._pump.run()
+                nursery.cancel_scope.cancel()
+        finally:
+            self._trusted.set()  # wake whoever waits for trust that will not come
+
+    async def wait_trusted(self) -> TrustedFacts:
+        """What was proven, once it is. Raises what the evidence lacks, or `Unavailable`."""
+        with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
+            await self._trusted.wait()
+        if self.facts is None:
+            reason = self._pump.reason
+            if isinstance(reason, AttestationError):
+                raise reason
+            raise Unavailable(f"{self.peer} did not complete the handshake: {reason or 'it hung up'}") from reason
+        return self.facts
+
+    def open(
+        self, *, endpoint: str, body: bytes, cache_tag: bytes, offer: OfferFacts, input_tokens_max: int,
+        output_tokens_max: int, cost_max_nano: int, wait_ms_max: int,
+    ) -> RunningRequest:  # fmt: skip
+        """Seal and send a request. Its first event is `RequestAccepted`, unless it raises."""
+        if self._pump.is_ended:
+            raise StreamBroken("the session ended before the request was sent")
+        request_id, effects = self._machine.open(
+            endpoint=endpoint,
+            body=body,
+            cache_tag=cache_tag,
+            offer=offer,
+            input_tokens_max=input_tokens_max,
+            output_tokens_max=output_tokens_max,
+            cost_max_nano=cost_max_nano,
+            wait_ms_max=wait_ms_max,
+            now=self._clock.now(),
+        )
+        request = self._requests[request_id] = RunningRequest(self, request_id)
+        self.used_ns = self._clock.now()
+        self._pump.perform(effects)
+        return request
+
+    def consumed(self, request_id: int, sealed_bytes: int) -> None:
+        """The reader has taken that much: let the provider send more."""
+        if not self._pump.is_ended and request_id in self._requests:
+            self._pump.perform(self._machine.consumed(request_id, sealed_bytes, now=self._clock.now()))
+
+    def cancel(self, request_id: int) -> None:
+        """Stop a request at the provider."""
+        self._requests.pop(request_id, None)
+        if not self._pump.is_ended:
+            self._pump.perform(self._machine.cancel(request_id, now=self._clock.now()))
+
+    def end(self, reason: CocoonError | None = None) -> None:
+        """Close the session; its requests fail with `StreamBroken`."""
+        self._pump.end(reason)
+
+    async def _judge_evidence(self) -> None:
+        async for evidence in self._evidence_in:
+            try:
+                facts = await self._judge(evidence)
+                effects = self._machine.trust(
+                    sealing_suite=facts.sealing_suite, sealing_key=facts.sealing_key, now=self._clock.now()
+                )
+            except CocoonError as refusal:
+                self.facts = None
+                self._pump.perform(self._machine.distrust(refusal, now=self._clock.now()))
+                return
+            self.facts = facts
+            self._pump.perform(effects)
+            self._trusted.set()
+
+    def _on_event(self, event: object) -> None:
+        match event:
+            case OutputReceived() | RequestAccepted():
+                request = self._requests.get(event.id)
+                if request is not None:
+                    request.put(event)
+            case RequestEnded():
+                request = self._requests.pop(event.id, None)
+                self.used_ns = self._clock.now()
+                if request is not None:
+                    request.put(event)
+            case RequestRefused() | RequestFailed():
+                if event.reason == Reason.STALE_KEY.value and self._trusted.is_set():
+                    self.facts, self._trusted = None, trio.Event()  # the machine has asked for new evidence
+                request = self._requests.pop(event.id, None)
+                if request is not None:
+                    request.put(event.error)
+            case ReceiptReceived():
+                self._on_receipt(self.peer, event)
+            case EvidenceReceived():
+                try:
+                    self._evidence.send_nowait(event)
+                except trio.WouldBlock:
+                    raise LocalProtocolError("evidence came faster than the machine may ask for it") from None
+            case SessionDraining():
+                self.is_draining = True
+            case _:
+                raise LocalProtocolError(f"an event that a client does not know: {type(event).__name__}")

@@ -1,0 +1,189 @@
+"""Sessions by provider: one each, opened when first needed, reused, closed when idle.
+
+Evidence is judged once per session (and again every ten minutes) against the offer that led there; what it proved
+is then held against every further offer and every request's own policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from ..attest.statement import MODE_OPEN, Statement, check_statement
+from ..errors import BindingMismatch, TrustRefused
+from ..market.offer import VerifiedOffer
+from ..ports import Clock, Entropy, PeerAddresses
+from ..ports import Network as PeerNetwork
+from ..pump import SESSION_PROTOCOL
+from ..serve.client_session import ClientSession
+from ..serve.events import EvidenceReceived, ReceiptReceived
+from ..serve.sealing import Crypto
+from ..types import SECOND_NS, Network, PeerId, TrustLevel
+from ..wire import limits
+from ..wire.signing import verify
+from .link import ProviderLink, TrustedFacts
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # what the stubs of trio know that libp2p brings
+
+LINKS_MAX: Final = 64
+"""Sessions held at once; a client talks to a handful of providers."""
+
+IDLE_NS: Final = 600 * SECOND_NS
+HOUSEKEEPING_S: Final = 30.0
+
+
+class LinkPool:
+    """All sessions of a client. `run` holds them; `trusted_link` hands them out."""
+
+    def __init__(
+        self,
+        *,
+        network: PeerNetwork,
+        network_id: Network,
+        crypto: Crypto,
+        clock: Clock,
+        entropy: Entropy,
+        on_receipt: Callable[[PeerId, ReceiptReceived], None],
+    ) -> None:
+        self._network = network
+        self._network_id = network_id
+        self._crypto = crypto
+        self._clock = clock
+        self._entropy = entropy
+        self._on_receipt = on_receipt
+        self._links: dict[PeerId, ProviderLink] = {}
+        self._opening: dict[PeerId, trio.Lock] = {}
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Hold the sessions until cancelled."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            while True:
+                await trio.sleep(HOUSEKEEPING_S)
+                self._close_idle()
+
+    async def trusted_link(self, offer: VerifiedOffer, *, trust_minimum: TrustLevel) -> ProviderLink:
+        """A session with this offer's provider that proves at least `trust_minimum`, and all the offer says.
+
+        Raises `Unavailable` (it cannot be reached), or what the evidence lacks (`AttestationError`).
+        """
+        async with self._opening.setdefault(offer.provider, trio.Lock()):
+            link = self._links.get(offer.provider)
+            if link is None or not link.is_usable:
+                link = self._links[offer.provider] = await self._open(offer)
+        facts = await link.wait_trusted()
+        _check_offer(facts, offer)
+        if facts.level.rank < trust_minimum.rank:
+            raise TrustRefused(
+                f"the provider proves {facts.level.value}; the policy asks for {trust_minimum.value}",
+                advice="Choose another provider, or state a lower trust level if the prompt may be read.",
+            )
+        return link
+
+    async def _open(self, offer: VerifiedOffer) -> ProviderLink:
+        assert self._nursery is not None, "run() comes first"
+        self._make_room()
+        stream = await self._network.open_stream(
+            PeerAddresses(peer=offer.provider, addresses=offer.addresses),
+            SESSION_PROTOCOL,
+            frame_bytes_max=limits.SESSION_FRAME_BYTES_MAX,
+        )
+        machine = ClientSession(
+            network=self._network_id,
+            client=self._network.peer,
+            peer=offer.offer.peer,
+            crypto=self._crypto,
+            entropy=self._entropy,
+            verify=verify,
+            now=self._clock.now(),
+        )
+
+        async def judge(evidence: EvidenceReceived) -> TrustedFacts:
+            return judge_evidence(evidence, offer, network=self._network_id)
+
+        link = ProviderLink(
+            stream,
+            machine,
+            clock=self._clock,
+            entropy=self._entropy,
+            judge=judge,
+            on_receipt=self._on_receipt,
+        )
+        self._nursery.start_soon(link.run)
+        return link
+
+    def _make_room(self) -> None:
+        self._links = {peer: link for peer, link in self._links.items() if link.is_usable}
+        self._opening = {peer: lock for peer, lock in self._opening.items() if peer in self._links or lock.locked()}
+        idle = sorted((link for link in self._links.values() if not link.requests_running), key=lambda x: x.used_ns)
+        while len(self._links) >= LINKS_MAX and idle:
+            link = idle.pop(0)
+            link.end()
+            del self._links[link.peer]
+
+    def _close_idle(self) -> None:
+        now = self._clock.now()
+        for link in self._links.values():
+            if not link.requests_running and now - link.used_ns > IDLE_NS:
+                link.end()
+
+
+def judge_evidence(evidence: EvidenceReceived, offer: VerifiedOffer, *, network: Network) -> TrustedFacts:
+    """The facts that a session's evidence proves, against the offer that led to it.
+
+    Only statements without hardware evidence can be judged here yet; one that claims more is refused rather than
+    believed. Raises `DecodeError`, `BadSignature`, `BindingMismatch` or `TrustRefused`.
+    """
+    statement = check_statement(
+        evidence.statement,
+        operator_signature=evidence.operator_signature,
+        peer_signature=evidence.peer_signature,
+        network=network,
+        nonce=evidence.nonce,
+        peer=offer.offer.peer,
+        operator=offer.offer.operator,
+        model=offer.model,
+        payout=offer.offer.terms.payout,
+    )
+    level = _proven_level(statement, evidence.hardware)
+    if level.rank < offer.claimed_trust.rank:
+        raise BindingMismatch(
+            f"the offer promises {offer.claimed_trust.value}, the evidence proves {level.value}",
+            advice="The operator's offer is false; choose another provider.",
+        )
+    return TrustedFacts(
+        level=level,
+        statement=evidence.statement,
+        sealing_suite=statement.sealing_suite,
+        sealing_key=statement.sealing_key,
+        operator=statement.operator,
+        payout=statement.payout,
+        models=frozenset(statement.models),
+    )
+
+
+def _proven_level(statement: Statement, hardware: bytes) -> TrustLevel:
+    if statement.mode != MODE_OPEN or hardware:
+        raise TrustRefused(
+            "the provider sends hardware evidence, which this version cannot verify",
+            advice="Upgrade cocoon, or choose a provider of trust level open.",
+        )
+    return TrustLevel.OPEN
+
+
+def _check_offer(facts: TrustedFacts, offer: VerifiedOffer) -> None:
+    """A session serves any of its peer's offers, if the statement stands behind each."""
+    if (
+        facts.operator != offer.offer.operator
+        or facts.payout != offer.offer.terms.payout
+        or offer.model not in facts.models
+    ):
+        raise BindingMismatch(
+            "the provider's statement does not stand behind this offer",
+            advice="The operator's offer and its machine disagree; choose another provider.",
+        )

@@ -1,0 +1,309 @@
+"""One request on its way: choose, open, wait, read; and choose again while nothing was shown yet.
+
+Every attempt runs the same frozen request: its trust level, its price ceiling, its spending limit (rules S9, M2). An
+attempt may be repeated elsewhere only until the first piece of output has been handed to the caller; after that
+the death of a provider is an error that says so. The prompt leaves only for a session that was judged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import (
+    AttestationError,
+    BadSignature,
+    CocoonError,
+    InvalidRequest,
+    LocalProtocolError,
+    Refused,
+    RemoteProtocolError,
+    StreamBroken,
+    Unavailable,
+)
+from ..exchange import offer_facts
+from ..market.book import ListedOffer
+from ..market.selection import Choice, Scored
+from ..ports import Delta
+from ..serve.events import OutputReceived, RequestAccepted, RequestEnded
+from ..serve.openai import encode_body
+from ..serve.reasons import Reason
+from ..types import MILLISECOND_NS, SECOND_NS, Digest, Feature, Nano, PeerId, TrustLevel, due_nano
+from .interface import OfferView, ReceiptView, ReplySummary
+from .link import ProviderLink, RequestEvent, RunningRequest
+from .views import offer_view
+
+if TYPE_CHECKING:
+    from .role import Client
+
+log = logging.getLogger("cocoon.client")
+
+STALE_KEY_RETRIES_MAX: Final = 2  # the same provider, with its new key
+CACHE_TAG_BYTES: Final = 16
+OUTPUT_SHARE: Final = 4  # without a limit in the request, at least a quarter of the context is left for the answer
+SPEED_TOKENS_MIN: Final = 8  # fewer tell nothing of a provider's speed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenRequest:
+    """What every attempt of a request is held to."""
+
+    endpoint: str
+    model: Digest
+    body: Mapping[str, Any] = field(repr=False)  # normalised, without its output limit
+    prompt_tokens_bound: int  # no tokenizer makes more of it
+    output_tokens_max: int | None  # as the caller said
+    features: Feature
+    trust_minimum: TrustLevel
+    spend_max_nano: Nano
+
+
+class RunningReply:
+    """The `Reply` of `cocoon.client.interface`."""
+
+    def __init__(self, client: Client, request: FrozenRequest) -> None:
+        self._client = client
+        self._request = request
+        self._started_ns = client.clock.now()
+        self._spent_nano = 0
+        self._attempts: list[str] = []
+        self._excluded: set[PeerId] = set()
+        self._stale_keys = 0
+        self._running: RunningRequest | None = None
+        self._listed: ListedOffer | None = None
+        self._trust: TrustLevel | None = None
+        self._accepted_ns = 0
+        self._first_ns = 0
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+        self._summary: ReplySummary | None = None
+        self.choices: list[Choice] = []
+
+    # --- what the caller sees ----------------------------------------------------------------------------
+
+    @property
+    def provider(self) -> PeerId:
+        """Who serves it."""
+        return self._current.offer.provider
+
+    @property
+    def offer(self) -> OfferView:
+        """Under which offer."""
+        return offer_view(self._current, now=self._client.clock.now())
+
+    @property
+    def trust(self) -> TrustLevel:
+        """What was proven before the prompt left."""
+        if self._trust is None:
+            raise LocalProtocolError("no provider has been trusted yet")
+        return self._trust
+
+    @property
+    def prompt_tokens(self) -> int:
+        """As the provider counted."""
+        return self._prompt_tokens
+
+    @property
+    def first_token_ms(self) -> float | None:
+        """From the call to the first output."""
+        return (self._first_ns - self._started_ns) / MILLISECOND_NS if self._first_ns else None
+
+    @property
+    def attempts(self) -> tuple[str, ...]:
+        """What failed before, in words."""
+        return tuple(self._attempts)
+
+    @property
+    def summary(self) -> ReplySummary:
+        """After the end."""
+        if self._summary is None:
+            raise LocalProtocolError("the reply has not ended")
+        return self._summary
+
+    @property
+    def _current(self) -> ListedOffer:
+        if self._listed is None:
+            raise LocalProtocolError("no provider has been chosen yet")
+        return self._listed
+
+    # --- running -----------------------------------------------------------------------------------------
+
+    async def begin(self) -> None:
+        """Return once a provider has accepted. Raises the last attempt's error, or that there is nobody."""
+        while True:
+            choice = await self._client.choose(
+                self._request, excluded=frozenset(self._excluded), spent=self._spent_nano
+            )
+            self.choices.append(choice)
+            if choice.chosen is None:
+                raise choice.error(tried=(*self._client.tried(self._request.model), *self._attempts))
+            try:
+                await self._open(choice.chosen)
+                return
+            except CocoonError as error:
+                self._failed(choice.chosen.candidate.listed, error)
+
+    async def __aiter__(self) -> AsyncIterator[Delta]:
+        """Deltas until the end; another provider takes over while none was yielded."""
+        while True:
+            try:
+                event = await self._next()
+            except CocoonError as error:
+                self._failed(self._current, error)  # raises, unless somebody else may try
+                await self.begin()
+                continue
+            if isinstance(event, RequestEnded):
+                self._end(event)
+                return
+            self._prompt_tokens = event.prompt_tokens
+            self._completion_tokens = event.completion_tokens
+            self._first_ns = self._first_ns or self._client.clock.now()
+            yield event.delta
+
+    def cancel(self) -> None:
+        """Stop at the provider, if it still runs."""
+        if self._running is not None:
+            self._running.cancel()
+
+    async def _open(self, scored: Scored) -> None:
+        listed = scored.candidate.listed
+        offer = listed.offer
+        link = await self._client.pool.trusted_link(offer, trust_minimum=self._request.trust_minimum)
+        running = self._send(link, listed)
+        try:
+            await running.next_event()  # `RequestAccepted`, or it raises; the machine bounds the wait
+        except BaseException:
+            running.cancel()
+            raise
+        self._listed = listed
+        self._running = running
+        self._trust = link.facts.level if link.facts is not None else self._request.trust_minimum
+        self._accepted_ns = self._client.clock.now()
+        log.debug("request.accepted", extra={"provider": offer.provider, "offer": offer.digest.hex()})
+
+    def _send(self, link: ProviderLink, listed: ListedOffer) -> RunningRequest:
+        request = self._request
+        offer = listed.offer
+        input_tokens_max, output_tokens_max = token_limits(
+            prompt_tokens_bound=request.prompt_tokens_bound,
+            output_tokens_wanted=request.output_tokens_max,
+            output_tokens_default=self._client.settings.output_tokens_default,
+            context_tokens_max=offer.offer.context_tokens_max,
+            output_tokens_offered=offer.offer.output_tokens_max,
+        )
+        most_nano = due_nano(
+            offer.prices, input_tokens=input_tokens_max, cached_tokens=0, output_tokens=output_tokens_max
+        )
+        return link.open(
+            offer=offer_facts(offer),
+            endpoint=request.endpoint,
+            body=encode_body({**request.body, "max_tokens": output_tokens_max}),
+            cache_tag=self._client.entropy(CACHE_TAG_BYTES),
+            input_tokens_max=input_tokens_max,
+            output_tokens_max=output_tokens_max,
+            cost_max_nano=min(most_nano, request.spend_max_nano - self._spent_nano),
+            wait_ms_max=int(self._client.settings.queue_wait_s * 1_000),
+        )
+
+    async def _next(self) -> OutputReceived | RequestEnded:
+        running = self._running
+        assert running is not None
+        settings = self._client.settings
+        timeout_s = settings.stall_timeout_s
+        if not self._completion_tokens:
+            timeout_s = settings.first_token_timeout_s + settings.queue_wait_s
+        event: RequestEvent
+        with trio.move_on_after(timeout_s) as patience:
+            event = await running.next_event()
+        if patience.cancelled_caught:
+            running.cancel()
+            raise StreamBroken(f"the provider sent nothing for {timeout_s:.0f} s")
+        if isinstance(event, RequestAccepted):
+            raise StreamBroken("the provider accepted one request twice")
+        return event
+
+    # --- endings -----------------------------------------------------------------------------------------
+
+    def _end(self, event: RequestEnded) -> None:
+        now = self._client.clock.now()
+        body = event.receipt.body
+        self._summary = ReplySummary(
+            finish_reason=event.finish_reason,
+            usage=event.usage,
+            receipt=ReceiptView(
+                verified=True,  # the machine lets no other receipt end a request
+                session=body.session,
+                request_id=body.id,
+                prompt_tokens=body.prompt_tokens,
+                cached_tokens=body.cached_tokens,
+                completion_tokens=body.completion_tokens,
+                due_nano=body.due_nano,
+                signature=event.receipt.signature,
+                body=event.receipt.receipt,
+            ),
+            cost_nano=event.receipt.payable_nano,
+        )
+        tokens = event.usage.completion_tokens
+        decode_ns = now - self._first_ns
+        self._client.history.succeeded(
+            self._current.reputation_key,
+            model=self._request.model,
+            first_token_ms=((self._first_ns or now) - self._accepted_ns) / MILLISECOND_NS,
+            tokens_per_s=tokens * SECOND_NS / decode_ns if tokens >= SPEED_TOKENS_MIN and decode_ns > 0 else None,
+            now=now,
+        )
+
+    def _failed(self, listed: ListedOffer, error: CocoonError) -> None:
+        """Note the failure. Raises `error` unless another provider may be tried."""
+        now = self._client.clock.now()
+        provider = listed.offer.provider
+        reason = error.reason if isinstance(error, Refused) else ""
+        self._attempts.append(f"{provider}: {error}")
+        log.info("request.attempt_failed", extra={"provider": provider, "error": error.code, "reason": reason})
+        if isinstance(error, Refused):
+            if reason == Reason.STALE_KEY.value and self._stale_keys < STALE_KEY_RETRIES_MAX:
+                self._stale_keys += 1
+                return
+            self._client.history.refused(listed.reputation_key, retry_after_ms=error.retry_after_ms, now=now)
+        elif _is_providers_fault(error):
+            self._client.history.failed(listed.reputation_key, now=now)
+        self._excluded.add(provider)
+        is_shown = self._first_ns != 0
+        if is_shown or not _may_try_elsewhere(error) or len(self._excluded) >= self._client.settings.attempts_max:
+            raise error
+
+
+def token_limits(
+    *,
+    prompt_tokens_bound: int,
+    output_tokens_wanted: int | None,
+    output_tokens_default: int,
+    context_tokens_max: int,
+    output_tokens_offered: int,
+) -> tuple[int, int]:
+    """How an `Open` splits the model's context into prompt and answer, without a tokenizer.
+
+    A wanted output is kept as long as the context can hold it at all. Otherwise the default, or what the prompt
+    may leave; at least a quarter of the context. Returns (input_tokens_max, output_tokens_max).
+    """
+    most = min(output_tokens_offered, context_tokens_max - 1)
+    if output_tokens_wanted is not None:
+        output = min(output_tokens_wanted, most)
+    else:
+        room = max(context_tokens_max - prompt_tokens_bound, context_tokens_max // OUTPUT_SHARE, 1)
+        output = min(output_tokens_default, most, room)
+    return min(prompt_tokens_bound, context_tokens_max - output), output
+
+
+def _is_providers_fault(error: CocoonError) -> bool:
+    return isinstance(error, (Unavailable, RemoteProtocolError, AttestationError, BadSignature))
+
+
+def _may_try_elsewhere(error: CocoonError) -> bool:
+    if isinstance(error, InvalidRequest):
+        return False
+    return error.retryable or _is_providers_fault(error)

@@ -1,0 +1,327 @@
+"""The client role: knows the market, holds the sessions, runs requests.
+
+`open_client` gives a `Client`, which is what the gateway, the CLI and the Python API use (`ClientRole` in
+`interface`). Offers come by gossip for the models in use, from the DHT, and by asking peers; a request that finds
+none looks them up and waits a little. What was seen of providers is kept between runs where there is a store.
+
+Not here: one request's way through providers (`reply`), one session (`link`), HTTP, the terminal.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from ..errors import InvalidRequest, StoreError
+from ..exchange import LookUp, OfferExchange
+from ..market.book import ListedOffer
+from ..market.catalogue import Catalogue, ModelRef
+from ..market.history import History
+from ..market.selection import Choice, Wish, gather, select
+from ..ports import Clock, Connection, DialFailure, Entropy, Store, StoredReceipt
+from ..ports import Network as PeerNetwork
+from ..serve.events import ReceiptReceived
+from ..serve.openai import CHAT, COMPLETIONS, normalise, prompt_tokens_upper_bound
+from ..serve.sealing import HpkeCrypto
+from ..types import Digest, Feature, Nano, PeerId
+from .interface import OfferView
+from .pool import LinkPool
+from .reply import FrozenRequest, RunningReply
+from .settings import ClientSettings
+from .views import offer_view
+
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus  # what the stubs of trio know that libp2p brings
+
+log = logging.getLogger("cocoon.client")
+
+LOOK_UP_AGAIN_S: Final = 1.0  # while a request waits for the first offer
+REFRESH_S: Final = 60.0  # models in use are looked up again this often, so that a dead market heals
+MODELS_FOLLOWED_MAX: Final = 64
+REPUTATION_SAVED_S: Final = 30.0
+SAVE_AT_END_S: Final = 5.0
+REPUTATIONS_RESTORED_MAX: Final = 4_096
+RECEIPTS_WAITING_MAX: Final = 1_024  # for the disk
+SEED_BYTES: Final = 32
+BYTES_PER_TOKEN_MAX: Final = 8  # a prompt with more bytes than this per token of context cannot fit
+
+
+class Client:
+    """A running client peer. Made by `open_client`."""
+
+    def __init__(
+        self,
+        *,
+        network: PeerNetwork,
+        settings: ClientSettings,
+        catalogue: Catalogue,
+        clock: Clock,
+        entropy: Entropy,
+        store: Store | None,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.entropy = entropy
+        self.history = History()
+        self.catalogue = catalogue
+        self._network = network
+        self._store = store
+        self._exchange = OfferExchange(
+            network=network,
+            network_id=settings.network_id,
+            clock=clock,
+            save_proof=store.save_proof if store is not None else None,
+        )
+        self.pool = LinkPool(
+            network=network,
+            network_id=settings.network_id,
+            crypto=HpkeCrypto(),
+            clock=clock,
+            entropy=entropy,
+            on_receipt=self._keep_receipt,
+        )
+        self._followed: dict[Digest, LookUp | None] = {}
+        self._receipts, self._receipts_in = trio.open_memory_channel[StoredReceipt](RECEIPTS_WAITING_MAX)
+
+    # --- `ClientRole` ------------------------------------------------------------------------------------
+
+    @property
+    def peer(self) -> PeerId:
+        """Our peer id."""
+        return self._network.peer
+
+    @asynccontextmanager
+    async def generate(
+        self, endpoint: str, body: Mapping[str, Any], *, spend_max_nano: Nano
+    ) -> AsyncIterator[RunningReply]:
+        """Run one request. See `ClientRole.generate`."""
+        request = self._freeze(endpoint, body, spend_max_nano)
+        reply = RunningReply(self, request)
+        await self._wait_for_offers(request.model)
+        try:
+            await reply.begin()
+            yield reply
+        finally:
+            reply.cancel()
+
+    async def offers(self, model: str | None = None, *, wait_s: float = 0.0) -> tuple[OfferView, ...]:
+        """Current offers of a model, or of all models that our peers know; cheapest output first."""
+        digest = self._resolve(model).digest if model is not None else None
+        with trio.move_on_after(wait_s):
+            while not self._listed(digest):
+                if digest is None:
+                    await self._exchange.ask_connected()
+                else:
+                    await self._look_up(digest)
+                if not self._listed(digest):
+                    await trio.sleep(LOOK_UP_AGAIN_S)
+        now = self.clock.now()
+        views = [offer_view(listed, now=now) for listed in self._listed(digest)]
+        return tuple(sorted(views, key=lambda view: (view.prices.output_nano, view.prices.input_nano, view.digest)))
+
+    def connections(self) -> tuple[Connection, ...]:
+        """Live connections."""
+        return self._network.connections()
+
+    def dial_failures(self) -> tuple[DialFailure, ...]:
+        """Why others could not be reached."""
+        return self._network.dial_failures()
+
+    # --- for a reply -------------------------------------------------------------------------------------
+
+    async def choose(self, request: FrozenRequest, *, excluded: frozenset[PeerId], spent: Nano) -> Choice:
+        """A provider for the next attempt, with everything that led to it."""
+        listed = self._listed(request.model)
+        context_max = max((each.offer.offer.context_tokens_max for each in listed), default=0)
+        if listed and request.prompt_tokens_bound > BYTES_PER_TOKEN_MAX * context_max:
+            raise InvalidRequest(
+                f"this model's maximum context length is {context_max} tokens; the prompt is far longer",
+                param="messages",
+                kind="context_length_exceeded",
+            )
+        wish = Wish(
+            model=request.model,
+            trust_min=request.trust_minimum,
+            spend_max_nano=request.spend_max_nano - spent,
+            prompt_tokens=min(request.prompt_tokens_bound, max(1, context_max - 1)),
+            output_tokens_max=request.output_tokens_max or self.settings.output_tokens_default,
+            features=request.features,
+            ceiling=self.settings.ceiling,
+            excluded_providers=excluded,
+        )
+        return select(gather(listed, self.history), wish, now=self.clock.now(), seed=self.entropy(SEED_BYTES))
+
+    def tried(self, model: Digest) -> tuple[str, ...]:
+        """Where offers of this model were looked for, in words."""
+        connected = len({connection.peer for connection in self._network.connections()})
+        look_up = self._followed.get(model)
+        failures = look_up.failures if look_up is not None else ()
+        return (
+            f"connected peers: {connected}",
+            str(look_up) if look_up is not None else "no look-up has ended yet",
+            *failures,
+            *(f"could not dial {each.address}: {each.reason}" for each in self._network.dial_failures()[:3]),
+        )
+
+    # --- tasks -------------------------------------------------------------------------------------------
+
+    async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """All tasks, until cancelled."""
+        await self._restore_history()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._exchange.run)
+            await nursery.start(self.pool.run)
+            nursery.start_soon(self._refresh)
+            if self._store is not None:
+                nursery.start_soon(self._save_receipts, self._store)
+                nursery.start_soon(self._save_history)
+            task_status.started()
+
+    async def follow(self, model: Digest) -> None:
+        """Hear this model's offers from now on. Idempotent, bounded."""
+        if model not in self._followed and len(self._followed) < MODELS_FOLLOWED_MAX:
+            self._followed[model] = None
+            await self._exchange.join(model)
+
+    async def _look_up(self, model: Digest) -> None:
+        await self.follow(model)
+        found = await self._exchange.look_up(model)
+        if model in self._followed:
+            self._followed[model] = found
+
+    async def _wait_for_offers(self, model: Digest) -> None:
+        """Return once the model is offered, or after `offers_wait_s` without."""
+        await self.follow(model)
+        with trio.move_on_after(self.settings.offers_wait_s):
+            while not self._listed(model):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._until_listed, model, nursery.cancel_scope)
+                    await self._look_up(model)
+                    if not self._listed(model):
+                        await trio.sleep(LOOK_UP_AGAIN_S)
+                    nursery.cancel_scope.cancel()
+
+    async def _until_listed(self, model: Digest, scope: trio.CancelScope) -> None:
+        while not self._listed(model):
+            await self._exchange.wait_changed()
+        scope.cancel()
+
+    async def _refresh(self) -> None:
+        while True:
+            await trio.sleep(REFRESH_S)
+            for model in list(self._followed):
+                await self._look_up(model)
+
+    # --- memory ------------------------------------------------------------------------------------------
+
+    def _keep_receipt(self, provider: PeerId, event: ReceiptReceived) -> None:
+        if self._store is None:
+            return
+        receipt = StoredReceipt(
+            session=event.body.session,
+            request_id=event.body.id,
+            number=event.body.number,
+            provider=provider,
+            receipt=event.receipt,
+            signature=event.signature,
+            at_ns=self.clock.now(),
+        )
+        try:
+            self._receipts.send_nowait(receipt)
+        except trio.WouldBlock:
+            log.warning("receipt.dropped", extra={"waiting": RECEIPTS_WAITING_MAX})
+
+    async def _save_receipts(self, store: Store) -> None:
+        async for receipt in self._receipts_in:
+            try:
+                await store.save_receipt(receipt)
+            except StoreError as error:
+                log.error("receipt.unsaved", extra={"reason": str(error)})
+
+    async def _restore_history(self) -> None:
+        if self._store is None:
+            return
+        try:
+            for entry in await self._store.reputation(count_max=REPUTATIONS_RESTORED_MAX):
+                self.history.restore(entry)
+        except StoreError as error:
+            log.error("history.unread", extra={"reason": str(error)})
+
+    async def _save_history(self) -> None:
+        while True:
+            await trio.sleep(REPUTATION_SAVED_S)
+            await self.save()
+
+    async def save(self) -> None:
+        """Put what was seen of providers on disk."""
+        changed = self.history.take_changed()
+        if self._store is None or not changed:
+            return
+        try:
+            await self._store.save_reputation(changed)
+        except StoreError as error:
+            log.error("history.unsaved", extra={"reason": str(error)})
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _listed(self, model: Digest | None) -> tuple[ListedOffer, ...]:
+        listed = self._exchange.book.listed(model, now=self.clock.now())
+        return tuple(each for each in listed if each.offer.provider != self._network.peer)
+
+    def _resolve(self, reference: str) -> ModelRef:
+        return self.catalogue.resolve(reference, seen=self._exchange.book.models())
+
+    def _freeze(self, endpoint: str, body: Mapping[str, Any], spend_max_nano: Nano) -> FrozenRequest:
+        request = normalise(endpoint, body)
+        wanted = dict(request.body)
+        output_tokens_max = wanted.pop("max_tokens", None)
+        return FrozenRequest(
+            endpoint=endpoint,
+            model=self._resolve(request.model).digest,
+            body=wanted,
+            prompt_tokens_bound=prompt_tokens_upper_bound(wanted),
+            output_tokens_max=output_tokens_max,
+            features=features_needed(endpoint, wanted),
+            trust_minimum=self.settings.trust_minimum,
+            spend_max_nano=spend_max_nano,
+        )
+
+
+def features_needed(endpoint: str, body: Mapping[str, Any]) -> Feature:
+    """What an offer must be able to do for this normalised body."""
+    needed = Feature(0)
+    for is_needed, feature in (
+        (endpoint == COMPLETIONS, Feature.COMPLETIONS),
+        (endpoint == CHAT and "tools" in body, Feature.TOOLS),
+        ("response_format" in body, Feature.JSON_SCHEMA),
+        ("logprobs" in body, Feature.LOGPROBS),
+    ):
+        if is_needed:
+            needed |= feature
+    return needed
+
+
+@asynccontextmanager
+async def open_client(
+    network: PeerNetwork,
+    settings: ClientSettings,
+    *,
+    catalogue: Catalogue,
+    clock: Clock,
+    entropy: Entropy,
+    store: Store | None = None,
+) -> AsyncIterator[Client]:
+    """A client that is up until the block ends. Requests that still run then are cancelled."""
+    client = Client(network=network, settings=settings, catalogue=catalogue, clock=clock, entropy=entropy, store=store)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(client.run)
+        try:
+            yield client
+        finally:
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True), trio.move_on_after(SAVE_AT_END_S):
+                await client.save()

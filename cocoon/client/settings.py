@@ -1,0 +1,23 @@
+"""What the user of a client decides. Trust has no default: whoever opens a client says what it accepts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..market.selection import PriceCeiling
+from ..types import Network, TrustLevel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientSettings:
+    """Terms that hold for every request of this client. Requests may only tighten them."""
+
+    network_id: Network
+    trust_minimum: TrustLevel
+    ceiling: PriceCeiling = field(default_factory=PriceCeiling)
+    attempts_max: int = 3  # providers tried before the first token: the first choice and two more
+    offers_wait_s: float = 10.0  # for the first offer of a model that nobody has offered yet
+    queue_wait_s: float = 30.0  # a provider may let a request wait for a slot
+    first_token_timeout_s: float = 60.0  # after it was accepted
+    stall_timeout_s: float = 60.0  # between two pieces of output
+    output_tokens_default: int = 1_024  # when the request names no limit and the context has room
