@@ -166,10 +166,15 @@ class Gossip(Pubsub):  # type: ignore[misc]
             self._handle_dead_peer(stream.muxed_conn.peer_id)
 
     async def _handle_new_peer(self, peer_id: ID) -> None:
+        """The library writes its greeting before it registers the peer, so a topic joined in between would
+        never be told. Telling the topics again costs one small message."""
+        if peer_id in self.peers:
+            return
         await super()._handle_new_peer(peer_id)
         queue = self.peer_queues.get(peer_id)
         if queue is not None:
             queue._queue.max_size = QUEUE_RPCS_MAX
+            queue.push(self.get_hello_packet())
 
     async def push_msg(self, msg_forwarder: ID, msg: rpc_pb2.Message) -> None:
         """Check in the order of rule G1, deliver, forward. Runs as a task of the service, which any error
