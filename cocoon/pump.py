@@ -27,6 +27,9 @@ OUTBOX_FRAMES_MAX: Final = 1_024
 """256 requests in flight can each have an answer, a receipt and a refusal waiting, and a few pings."""
 
 
+FAREWELL_S: Final = 5.0  # for what was said before hanging up
+
+
 class SessionMachine(Protocol):
     """What the two ends have in common."""
 
@@ -60,6 +63,7 @@ class SessionPump:
         self._deadline_moved = trio.Event()
         self._deadline_slept_to: int | None = None
         self._scope = trio.CancelScope()
+        self._is_ending = False
         self._ended = False
         self.reason: CocoonError | None = None
         """Why it ended; None while it runs and after an orderly end."""
@@ -97,6 +101,13 @@ class SessionPump:
         self.reason = self.reason or reason
         self._scope.cancel()
 
+    def _end_when_sent(self, reason: CocoonError | None) -> None:
+        """What was said before the farewell still leaves, if the peer takes it within a few seconds."""
+        self.reason = self.reason or reason
+        self._is_ending = True
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + FAREWELL_S)
+        self._outbox_filled.set()
+
     def perform(self, effects: Effects) -> None:
         """Carry out what the machine asked for, in order."""
         for effect in effects:
@@ -107,7 +118,7 @@ class SessionPump:
                 case Emit(event=event):
                     self._on_event(event)
                 case Disconnect(why=why):
-                    self.end(why)
+                    self._end_when_sent(why)
         if self._machine.deadline() != self._deadline_slept_to:
             self._deadline_moved.set()
 
@@ -129,6 +140,8 @@ class SessionPump:
         while True:
             while self._outbox:
                 await self._stream.send(self._outbox.popleft())
+            if self._is_ending:
+                self._scope.cancel()
             self._outbox_filled = trio.Event()
             await self._outbox_filled.wait()
 

@@ -73,6 +73,7 @@ class RunningReply:
         self._attempts: list[str] = []
         self._excluded: set[PeerId] = set()
         self._stale_keys = 0
+        self._looked_again = False
         self._running: RunningRequest | None = None
         self._listed: ListedOffer | None = None
         self._trust: TrustLevel | None = None
@@ -139,6 +140,10 @@ class RunningReply:
                 self._request, excluded=frozenset(self._excluded), spent=self._spent_nano
             )
             self.choices.append(choice)
+            if choice.chosen is None and not self._looked_again:
+                self._looked_again = True  # what we know may be old: ask once more before giving up
+                await self._client.look_up(self._request.model)
+                continue
             if choice.chosen is None:
                 raise choice.error(tried=(*self._client.tried(self._request.model), *self._attempts))
             try:
@@ -147,9 +152,15 @@ class RunningReply:
             except CocoonError as error:
                 self._failed(choice.chosen.candidate.listed, error)
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
+    def __aiter__(self) -> AsyncIterator[Delta]:
         """Deltas until the end; another provider takes over while none was yielded."""
+        return self
+
+    async def __anext__(self) -> Delta:
+        """The next delta."""
         while True:
+            if self._summary is not None:
+                raise StopAsyncIteration
             try:
                 event = await self._next()
             except CocoonError as error:
@@ -158,11 +169,11 @@ class RunningReply:
                 continue
             if isinstance(event, RequestEnded):
                 self._end(event)
-                return
+                continue
             self._prompt_tokens = event.prompt_tokens
             self._completion_tokens = event.completion_tokens
             self._first_ns = self._first_ns or self._client.clock.now()
-            yield event.delta
+            return event.delta
 
     def cancel(self) -> None:
         """Stop at the provider, if it still runs."""

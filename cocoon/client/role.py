@@ -116,7 +116,7 @@ class Client:
                 if digest is None:
                     await self._exchange.ask_connected()
                 else:
-                    await self._look_up(digest)
+                    await self.look_up(digest)
                 if not self._listed(digest):
                     await trio.sleep(LOOK_UP_AGAIN_S)
         now = self.clock.now()
@@ -187,7 +187,8 @@ class Client:
             self._followed[model] = None
             await self._exchange.join(model)
 
-    async def _look_up(self, model: Digest) -> None:
+    async def look_up(self, model: Digest) -> None:
+        """Ask the DHT and our peers for offers of this model, and follow it from now on."""
         await self.follow(model)
         found = await self._exchange.look_up(model)
         if model in self._followed:
@@ -200,7 +201,7 @@ class Client:
             while not self._listed(model):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._until_listed, model, nursery.cancel_scope)
-                    await self._look_up(model)
+                    await self.look_up(model)
                     if not self._listed(model):
                         await trio.sleep(LOOK_UP_AGAIN_S)
                     nursery.cancel_scope.cancel()
@@ -214,7 +215,7 @@ class Client:
         while True:
             await trio.sleep(REFRESH_S)
             for model in list(self._followed):
-                await self._look_up(model)
+                await self.look_up(model)
 
     # --- memory ------------------------------------------------------------------------------------------
 

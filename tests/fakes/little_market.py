@@ -1,0 +1,149 @@
+"""A whole market in one process: real roles and machines over the memory network; only engines are scripted."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from cocoon.adapters.network import PeerNetwork
+from cocoon.adapters.signer import KeyFileSigner
+from cocoon.adapters.store_memory import MemoryStore
+from cocoon.client import Client, ClientSettings, open_client
+from cocoon.market.catalogue import Catalogue, ModelRef
+from cocoon.node import PlainNode, ProviderRole, ProviderSettings, open_plain_node, open_provider
+from cocoon.types import Network, Prices, Secret, TrustLevel
+from p2p import NodeSettings
+from p2p.interface import DhtMode
+from p2p.testing import MemoryNetwork
+from tests.fakes.engine import ScriptedEngine
+
+MODEL = ModelRef(name="test-model", digest=hashlib.sha256(b"test-model").digest())
+CATALOGUE = Catalogue([MODEL])
+START_NS = 1_800_000_000 * 10**9
+
+
+class VirtualClock:
+    """Trio's own clock as wall time, so that a mock clock moves everything."""
+
+    def now(self) -> int:
+        return START_NS + int(trio.current_time() * 1e9)
+
+
+class SeededEntropy:
+    """Repeatable, different at every call."""
+
+    def __init__(self, seed: str) -> None:
+        self._seed = seed.encode()
+        self._count = 0
+
+    def __call__(self, count: int, /) -> bytes:
+        self._count += 1
+        return hashlib.shake_256(self._seed + self._count.to_bytes(8, "big")).digest(count)
+
+
+@dataclass
+class Provider:
+    role: ProviderRole
+    engine: ScriptedEngine
+    network: PeerNetwork
+
+
+class LittleMarket:
+    """Made by `open_market`."""
+
+    def __init__(self, nursery: trio.Nursery, wires: MemoryNetwork) -> None:
+        self._nursery = nursery
+        self.wires = wires
+        self.clock = VirtualClock()
+        self.plain: PlainNode | None = None
+        self.bootstrap: tuple[str, ...] = ()
+
+    async def _hold(self, manager: AbstractAsyncContextManager[Any]) -> Any:
+        """Enter it in a task of its own, so that any task of a scenario may add to the market."""
+
+        async def hold(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+            async with manager as value:
+                task_status.started(value)
+                await trio.sleep_forever()
+
+        return await self._nursery.start(hold)
+
+    async def network(self, name: str, *, listens: bool = True) -> PeerNetwork:
+        seed = hashlib.sha256(name.encode()).digest()
+        settings = NodeSettings(
+            listen=("/ip4/10.0.0.1/tcp/0",) if listens else (),
+            bootstrap=self.bootstrap,
+            dht_mode=DhtMode.SERVER if listens else DhtMode.CLIENT,
+            allow_private_addresses=True,
+        )
+        node = await self._hold(self.wires.open_node(settings, key=seed))
+        return PeerNetwork(node, seed=Secret(seed))
+
+    async def add_plain(self) -> PlainNode:
+        network = await self.network("plain")
+        self.plain = await self._hold(open_plain_node(network, network_id=Network.DEVNET, clock=self.clock))
+        self.bootstrap = network.addresses()
+        return self.plain
+
+    async def add_provider(
+        self, name: str, engine: ScriptedEngine | None = None, *, output_nano: int = 0, **settings: Any
+    ) -> Provider:
+        engine = engine or ScriptedEngine()
+        network = await self.network(name)
+        entropy = SeededEntropy(name)
+        store = MemoryStore(clock=self.clock, entropy=entropy)
+        signer = KeyFileSigner(
+            Secret(hashlib.sha256(b"O" + name.encode()).digest()), network=Network.DEVNET, store=store
+        )
+        role = await self._hold(
+            open_provider(
+                network,
+                engine,
+                MODEL,
+                signer,
+                store,
+                ProviderSettings(
+                    network_id=Network.DEVNET,
+                    prices=Prices(input_nano=output_nano // 4, cached_input_nano=0, output_nano=output_nano),
+                    **settings,
+                ),
+                clock=self.clock,
+                entropy=entropy,
+            )
+        )
+        await role.wait_offered()
+        return Provider(role=role, engine=engine, network=network)
+
+    async def add_client(self, name: str = "client", **settings: Any) -> Client:
+        network = await self.network(name, listens=False)
+        entropy = SeededEntropy(name)
+        return await self._hold(
+            open_client(
+                network,
+                ClientSettings(network_id=Network.DEVNET, trust_minimum=TrustLevel.OPEN, **settings),
+                catalogue=CATALOGUE,
+                clock=self.clock,
+                entropy=entropy,
+                store=MemoryStore(clock=self.clock, entropy=entropy),
+            )
+        )
+
+
+@asynccontextmanager
+async def open_market(*, delay_s: float = 0.005) -> AsyncIterator[LittleMarket]:
+    """A plain node to meet at; add providers and clients."""
+    async with trio.open_nursery() as nursery:
+        market = LittleMarket(nursery, MemoryNetwork(delay_s=delay_s))
+        await market.add_plain()
+        yield market
+        nursery.cancel_scope.cancel()
+
+
+def ask(words: str = "say something", **fields: Any) -> dict[str, Any]:
+    """A chat request."""
+    return {"model": MODEL.name, "messages": [{"role": "user", "content": words}], **fields}
