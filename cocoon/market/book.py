@@ -128,6 +128,7 @@ class OfferBook:
         self._stakes_wanted: OrderedDict[bytes, None] = OrderedDict()
         self._shunned: OrderedDict[bytes, int] = OrderedDict()
         self._seen: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._ungossiped: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
         self._operators: Buckets[bytes] = Buckets(
             OPERATOR_RATE, count_max=2 * (self._limits.staked_offers_max + self._limits.unstaked_offers_max)
         )
@@ -166,14 +167,14 @@ class OfferBook:
     def receive_offer(self, forwarder: PeerId, message: bytes, *, now: int, shard: int | None = None) -> Judgement:
         """Judge an encoded `SignedOffer` from a neighbour, a reply or ourselves. Never raises.
 
-        `shard` is that of the topic it came on, if it came by gossip.
+        `shard` is that of the topic it came on when gossip brought it, None when we asked for it.
         """
         if len(message) > limits.SIGNED_OFFER_BYTES_MAX:
             return Judgement(verdict=Verdict.REJECT, reason="size")
         # The hash first, though G1 puts shape before it: shape depends on the bytes alone, so the verdict is the
         # same, and most copies that a mesh brings are duplicates.
         message_id = hashlib.sha256(message).digest()
-        if (again := self._seen_before(message_id)) is not None:
+        if (again := self._seen_before(message_id, shard, now)) is not None:
             return again
         try:
             parsed = parse_offer(message, network=self._network)
@@ -213,6 +214,8 @@ class OfferBook:
             self._remember(message_id, Verdict.REJECT)
             return Judgement(verdict=Verdict.REJECT, reason="signature")
         self._remember(message_id, Verdict.IGNORE)
+        if shard is None:
+            self._await_gossip(message_id, offer.model, verified.expiry_ns)
         if known is not None:
             return self._equivocated(verified, known, now)
         return self._list(verified, forwarder, is_staked=fact is not None, now=now)
@@ -222,7 +225,7 @@ class OfferBook:
         if len(message) > limits.SIGNED_BEACON_BYTES_MAX:
             return Judgement(verdict=Verdict.REJECT, reason="size")
         message_id = hashlib.sha256(message).digest()
-        if (again := self._seen_before(message_id)) is not None:
+        if (again := self._seen_before(message_id, shard, now)) is not None:
             return again
         try:
             parsed = parse_beacon(message, network=self._network)
@@ -252,6 +255,8 @@ class OfferBook:
             self._remember(message_id, Verdict.REJECT)
             return Judgement(verdict=Verdict.REJECT, reason="signature")
         self._remember(message_id, Verdict.IGNORE)
+        if shard is None:
+            self._await_gossip(message_id, beacon.model_prefix, verified.expiry_ns)
         entry.beacon_bucket.take(now)
         entry.beacon = verified
         return Judgement(verdict=Verdict.ACCEPT, reason="new")
@@ -302,9 +307,20 @@ class OfferBook:
 
     # --- inside ------------------------------------------------------------------------------------------
 
-    def _seen_before(self, message_id: bytes) -> Judgement | None:
+    def _seen_before(self, message_id: bytes, shard: int | None, now: int) -> Judgement | None:
+        asked = self._ungossiped.get(message_id)
+        if asked is not None and asked[0] == shard:
+            del self._ungossiped[message_id]
+            if now < asked[1]:
+                return Judgement(verdict=Verdict.ACCEPT, reason="asked_before")
         verdict = self._seen.get(message_id)
         return None if verdict is None else Judgement(verdict=verdict, reason="duplicate")
+
+    def _await_gossip(self, message_id: bytes, model: bytes, expiry_ns: int) -> None:
+        """We learned this by asking. When gossip brings it as well, it goes on to our neighbours, once."""
+        self._ungossiped[message_id] = (shard_of(model), expiry_ns)
+        if len(self._ungossiped) > SEEN_MAX:
+            self._ungossiped.popitem(last=False)
 
     def _remember(self, message_id: bytes, verdict_of_copies: Verdict) -> None:
         self._seen[message_id] = verdict_of_copies
