@@ -85,11 +85,16 @@ def test_a_provider_that_dies_mid_stream_gives_a_clear_error_and_the_next_reques
         async with open_market() as market:
             first = await market.add_provider("first", ScriptedEngine(token_s=0.5))
             client = await market.add_client()
-            with pytest.raises(StreamBroken):
+
+            async def chat_until_the_crash() -> None:
                 async with client.generate("chat.completions", ask(), spend_max_nano=SPEND) as reply:
                     async for _ in reply:
                         market.wires.crash(first.network.peer)
+
+            with pytest.raises(StreamBroken):
+                await chat_until_the_crash()
             await market.add_provider("second")
+            await trio.sleep(5)  # until its offer has gone round
             text, _ = await chat(client, ask())
             assert text == TEXT
 
