@@ -286,15 +286,18 @@ class ProviderRole:
         is_beacon = "/load/" in effect.topic
         if is_beacon:
             self._exchange.own_beacon(self.model.digest, effect.data)
-        await self._network.publish(effect.topic, effect.data)
-        if is_beacon:
-            return  # the next one follows soon enough
-        for delay_s in REPUBLISH_AFTER_S:
-            await trio.sleep(delay_s)
-            offer = self.offer
-            if offer is None or offer.message != effect.data:
-                return
+        try:
             await self._network.publish(effect.topic, effect.data)
+            if is_beacon:
+                return  # the next one follows soon enough
+            for delay_s in REPUBLISH_AFTER_S:
+                await trio.sleep(delay_s)
+                offer = self.offer
+                if offer is None or offer.message != effect.data:
+                    return
+                await self._network.publish(effect.topic, effect.data)
+        except Unavailable as error:
+            log.warning("gossip.unpublished", extra={"reason": str(error)})
 
     async def _provide(self, effect: Provide) -> None:
         async with trio.open_nursery() as nursery:
