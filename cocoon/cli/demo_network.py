@@ -1,0 +1,233 @@
+"""The demo's network: starts the processes and the gateway, asks or waits, and clears up.
+
+The directory of a demo that was killed outright (`kill -9`) stays behind once; the next demo finds its lock free and
+removes it. The processes of such a demo end by themselves (`cocoon.cli.children`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from ..adapters.clock import SystemClock, entropy
+from ..adapters.keyfile import load_or_create_seed
+from ..api.opening import open_role
+from ..api.terms import OPEN_TIMEOUT_S, open_terms
+from ..client.interface import ClientRole, OfferView
+from ..config import Config, Home
+from ..errors import NoProvider
+from ..trust import Open
+from ..types import Secret, format_ton
+from .ask import ask_gateway
+from .children import Child, ChildGroup, children
+from .console import Console
+from .keys import new_api_key
+from .options import Setup
+from .stacks import OPEN_WARNING, open_api
+from .views import brief_peer
+
+PREFIX: Final = "cocoon-demo-"
+LOCK_FILE: Final = "lock"
+OFFERS_TIMEOUT_S: Final = 20.0  # gossip brings them within two seconds once the providers are up
+OFFERS_POLL_S: Final = 0.1
+PRICES_TON: Final = (("0.05", "0.20"), ("0.08", "0.32"), ("0.12", "0.48"))  # input, output; further ones cost more
+
+
+async def run_demo(
+    prepared: Setup,
+    console: Console,
+    *,
+    providers: int,
+    model: str,
+    api_key: str | None,
+    question: str | None,
+    keep_home: bool,
+) -> None:
+    """The whole demo. `question` asks once; otherwise it runs until it is cancelled."""
+    started_at = time.monotonic()
+    key = Secret((api_key or new_api_key()).encode())
+    console.notice(OPEN_WARNING)
+    console.say(f"{model} is a TEST MODEL: two megabytes, a few made-up facts." if model == "cocoon-tiny" else model)
+    with _directory(prepared.home if keep_home else None) as folder:
+        async with children(folder) as group:
+            bootstrap, running = await _start_peers(group, folder, console, prepared.config, providers, model)
+            terms = open_terms(bootstrap=(bootstrap,), trust=Open(), network="devnet", timeout_s=OPEN_TIMEOUT_S)
+            home = Home(path=folder)
+            async with (
+                open_role(terms) as role,
+                open_api(role, prepared.config, home, key, SystemClock()) as gateway,
+            ):
+                offers = await _all_offers(role, providers)
+                console.progress(f"ready after {time.monotonic() - started_at:.1f} s")
+                if question is not None:
+                    await _ask_once(console, gateway.base_url, key, question, model=model, offers=offers)
+                    return
+                _say_what_to_try(console, gateway.base_url, key, bootstrap, model, offers, running)
+                console.data(
+                    {
+                        "event": "ready",
+                        "role": "demo",
+                        "base_url": gateway.base_url,
+                        "api_key": key.reveal().decode(),
+                        "bootstrap": bootstrap,
+                        "model": model,
+                        "trust": "open",
+                        "providers": [
+                            {"peer": child.ready["peer"], "pid": child.pid, "name": child.name} for child in running
+                        ],
+                    }
+                )
+                async with trio.open_nursery() as nursery:
+                    for child in running:
+                        nursery.start_soon(_report_end, child, console)
+
+
+async def _start_peers(
+    group: ChildGroup, folder: Path, console: Console, config: Config, providers: int, model: str
+) -> tuple[str, list[Child]]:
+    """The node and the providers, all at once: the node's address is known before it runs."""
+    console.progress(f"starting a bootstrap node and {providers} providers …")
+    node_home = Home(path=folder / "node").create()
+    load_or_create_seed(node_home.peer_key_path, entropy=entropy)
+    node = await group.start("node", ["node", "--home", str(node_home.path), "--network", "devnet"])
+    bootstrap = str(node.ready["addresses"][0])
+    running: list[Child] = []
+
+    async def start(number: int) -> None:
+        price_in, price_out = _prices(number)
+        name = f"provider-{number + 1}"
+        words = ["serve", model, "--bootstrap", bootstrap, "--home", str(folder / name), "--network", "devnet"]
+        words += ["--price-in", price_in, "--price-out", price_out, "--threads", "1"]
+        child = await group.start(name, words)
+        running.append(child)
+        console.progress(f"{name} is up: {brief_peer(child.ready['peer'])}, {price_in} / {price_out} TON per M tokens")
+
+    async with trio.open_nursery() as nursery:
+        for number in range(providers):
+            nursery.start_soon(start, number)
+    return bootstrap, sorted(running, key=lambda child: child.name)
+
+
+async def _all_offers(role: ClientRole, providers: int) -> tuple[OfferView, ...]:
+    offers: tuple[OfferView, ...] = ()
+    with trio.move_on_after(OFFERS_TIMEOUT_S):
+        while len({offer.provider for offer in offers}) < providers:
+            offers = await role.offers(wait_s=OFFERS_POLL_S)
+            await trio.sleep(OFFERS_POLL_S)
+    if not offers:
+        raise NoProvider(
+            f"the providers run, but none of their offers arrived within {OFFERS_TIMEOUT_S:.0f} s",
+            advice="Run it again with --log-level info.",
+        )
+    return offers
+
+
+async def _ask_once(
+    console: Console, base_url: str, key: Secret, question: str, *, model: str, offers: tuple[OfferView, ...]
+) -> None:
+    answered = await ask_gateway(base_url, key, model=model, question=question, on_text=console.text)
+    console.line("")
+    extra = answered.extra
+    console.data(
+        {
+            "answer": answered.text,
+            "model": answered.model,
+            "provider": extra.get("provider"),
+            "offer": extra.get("offer"),
+            "usage": answered.usage,
+            "receipt": extra.get("receipt"),
+            "ttft_ms": round(answered.first_token_ms, 1),
+            "providers_seen": len({offer.provider for offer in offers}),
+            "trust": extra.get("trust"),
+        }
+    )
+    receipt = extra.get("receipt") or {}
+    console.progress(
+        f"{brief_peer(str(extra.get('provider')))} · {answered.usage.get('completion_tokens')} tokens · "
+        f"{answered.first_token_ms:.0f} ms to the first token · receipt "
+        f"{'verified' if receipt.get('verified') else 'NOT verified'}"
+    )
+
+
+def _say_what_to_try(
+    console: Console,
+    base_url: str,
+    key: Secret,
+    bootstrap: str,
+    model: str,
+    offers: tuple[OfferView, ...],
+    running: list[Child],
+) -> None:
+    secret = key.reveal().decode()
+    cheapest = offers[0]
+    victim = next((child for child in running if child.ready["peer"] == cheapest.provider), running[0])
+    console.line(f"\nbase URL   {base_url}\nAPI key    {secret}\nbootstrap  {bootstrap}\n")
+    console.line("1. Ask with curl:\n")
+    console.line(f"   curl {base_url}/chat/completions -H 'Authorization: Bearer {secret}' \\")
+    console.line("        -H 'Content-Type: application/json' \\")
+    console.line(
+        f'        -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is Cocoon?"}}]}}\'\n'
+    )
+    console.line("2. Ask with the OpenAI SDK:\n")
+    console.line(f'   from openai import OpenAI; client = OpenAI(base_url="{base_url}", api_key="{secret}")')
+    console.line(
+        f'   print(client.chat.completions.create(model="{model}", '
+        'messages=[{"role": "user", "content": "What is Cocoon?"}]))\n'
+    )
+    console.line(
+        f"3. Kill the provider that serves you (the cheapest, {format_ton(cheapest.prices.output_nano)} TON out),"
+    )
+    console.line("   and ask again: another answers.\n")
+    console.line(f"   kill -9 {victim.pid}\n")
+    console.line(f"Or talk: cocoon chat --trust open --bootstrap {bootstrap}\n")
+    console.notice(OPEN_WARNING)
+    console.say("Ctrl-C ends the demo and leaves nothing behind.")
+
+
+async def _report_end(child: Child, console: Console) -> None:
+    code = await child.process.wait()
+    console.say(f"{child.name} ({brief_peer(child.ready['peer'])}) has ended, exit code {code}")
+    console.data({"event": "provider_ended", "name": child.name, "peer": child.ready["peer"], "exit_code": code})
+    await trio.sleep_forever()  # the demo goes on with the others
+
+
+def _prices(number: int) -> tuple[str, str]:
+    if number < len(PRICES_TON):
+        return PRICES_TON[number]
+    return f"0.{12 + number}", f"0.{48 + 2 * number}"
+
+
+@contextmanager
+def _directory(home: Home | None) -> Iterator[Path]:
+    """The demo's directory, locked while it is in use. A home that was asked for is kept."""
+    if home is not None:
+        yield home.create().path
+        return
+    _remove_abandoned()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+    try:
+        with (folder / LOCK_FILE).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_abandoned() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / LOCK_FILE).open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # refused while that demo runs
+                shutil.rmtree(folder, ignore_errors=True)
