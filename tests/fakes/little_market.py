@@ -125,7 +125,7 @@ class LittleMarket:
         return await self._hold(
             open_client(
                 network,
-                ClientSettings(network_id=Network.DEVNET, trust_minimum=TrustLevel.OPEN, **settings),
+                ClientSettings(**{"network_id": Network.DEVNET, "trust_minimum": TrustLevel.OPEN, **settings}),
                 catalogue=CATALOGUE,
                 clock=self.clock,
                 entropy=entropy,
