@@ -205,7 +205,7 @@ def _bodies(request: NormalisedRequest) -> list[Mapping[str, Any]]:
     seed = body.get("seed")
     if request.n == 1 or not isinstance(seed, int):
         return [body] * request.n
-    step = 1 if seed <= 0 else -1  # towards zero's other side: never out of the field's range
+    step = 1 if seed <= 0 else -1  # towards zero and past it: never out of the field's range
     return [{**body, "seed": seed + step * index} for index in range(request.n)]
 
 

@@ -6,7 +6,7 @@ token is measured. Several choices run in a nursery and meet in one bounded chan
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -70,7 +70,8 @@ async def open_generations(
     if len(bodies) == 1:
         async with role.generate(endpoint, bodies[0], spend_max_nano=each_nano) as reply:
             choices[0].reply = reply
-            yield _Single(choices[0], reply)
+            async with _closing(aiter(reply)) as deltas:
+                yield _Single(choices[0], reply, deltas)
         return
     failure: CocoonError | None = None
     async with trio.open_nursery() as nursery:
@@ -86,11 +87,21 @@ async def open_generations(
         raise failure
 
 
+@asynccontextmanager
+async def _closing(deltas: AsyncIterator[Delta]) -> AsyncIterator[AsyncIterator[Delta]]:
+    """Close the iterator where it was used, if it is a generator; trio's collector may not."""
+    try:
+        yield deltas
+    finally:
+        if isinstance(deltas, AsyncGenerator):
+            await deltas.aclose()
+
+
 class _Single:
-    def __init__(self, choice: Choice, reply: Reply) -> None:
+    def __init__(self, choice: Choice, reply: Reply, deltas: AsyncIterator[Delta]) -> None:
         self._choice = choice
         self._reply = reply
-        self._deltas = aiter(reply)
+        self._deltas = deltas
 
     async def next_batch(self) -> Sequence[Event]:
         choice = self._choice
@@ -140,9 +151,10 @@ async def _run_choice(
     try:
         async with role.generate(endpoint, body, spend_max_nano=spend_max_nano) as reply:
             choice.reply = reply
-            async for delta in reply:
-                choice.tokens += len(delta.token_ids)
-                await sender.send((choice, delta))
+            async with _closing(aiter(reply)) as deltas:
+                async for delta in deltas:
+                    choice.tokens += len(delta.token_ids)
+                    await sender.send((choice, delta))
             choice.summary = reply.summary
         await sender.send((choice, None))
     except CocoonError as error:
