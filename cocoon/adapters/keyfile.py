@@ -22,12 +22,12 @@ SEED_BYTES: Final = 32
 def load_seed(path: Path) -> Secret:
     """The seed in the file. Raises `ConfigError` when it is missing, not 32 bytes, or readable by others."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         raise ConfigError(f"there is no key file at {path}", advice="Create one with `cocoon init`.") from None
     except OSError as error:
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from error
-    with open(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"the key file {path} is not a plain file")
@@ -36,7 +36,9 @@ def load_seed(path: Path) -> Secret:
                 f"the key file {path} is open to other users of this machine",
                 advice=f"Run `chmod 600 {path}`; if others could have read it, replace the key.",
             )
-        seed = file.read(SEED_BYTES + 1)
+        seed = os.read(descriptor, SEED_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(seed) != SEED_BYTES:
         raise ConfigError(f"the key file {path} does not hold {SEED_BYTES} bytes", advice="Restore it from a backup.")
     return Secret(seed)
