@@ -42,7 +42,7 @@ GRAYLIST_SCORE = -100.0  # ten invalid messages in short order
 SCORES = ScoreParams(
     p1_time_in_mesh=TopicScoreParams(weight=0.01, cap=1.0, decay=0.99),
     p2_first_message_deliveries=TopicScoreParams(weight=0.5, cap=20.0, decay=0.95),
-    p4_invalid_messages=TopicScoreParams(weight=-10.0, cap=1000.0, decay=0.99),
+    p4_invalid_messages=TopicScoreParams(weight=10.0, cap=1000.0, decay=0.99),  # is subtracted
     p5_behavior_penalty_weight=1.0,
     p5_behavior_penalty_decay=0.95,
     p5_behavior_penalty_threshold=20.0,
