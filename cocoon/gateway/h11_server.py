@@ -153,8 +153,11 @@ class _Connection:
                 return
             if request is None:
                 return
+            if request.http_version not in (b"1.1", b"1.0"):
+                await self._refuse(505)
+                return
             if not request.target.startswith(b"/"):
-                await self._refuse(400)
+                await self._refuse(400)  # absolute targets and CONNECT are for proxies
                 return
             await self._run_app(request)
             if self._is_gone or self._is_torn or not self._is_complete:

@@ -16,6 +16,7 @@ import trio
 from .asgi import AsgiApp, ServerLimits
 
 HEADER_BYTES_MAX: Final = 32 * 1024
+IDLE_S_MAX: Final = 5.0  # it notices only then that an idle client has closed, and holds the slot until it does
 APP_QUEUE_MAX: Final = 64  # body pieces of 64 KiB waiting for the app: the largest accepted body
 
 
@@ -31,7 +32,7 @@ async def serve_hypercorn(app: AsgiApp, listener: socket.socket, *, limits: Serv
     config: Any = Config()
     config.accesslog = config.errorlog = None
     config.include_server_header = False
-    config.keep_alive_timeout = limits.idle_timeout_s
+    config.keep_alive_timeout = min(limits.idle_timeout_s, IDLE_S_MAX)
     config.h11_max_incomplete_size = HEADER_BYTES_MAX
     config.max_app_queue_size = APP_QUEUE_MAX
     context: Any = WorkerContext(None)
