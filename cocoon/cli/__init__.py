@@ -43,12 +43,23 @@ COMMANDS: Final = {
     "node": Command("node", "a plain peer: bootstrap, DHT, gossip and relay for others"),
     "offers": Command("offers", "what the network offers: models, prices, speed"),
     "peers": Command("peers", "who we are connected to, and why others could not be reached"),
+    "verify": Command("verify", "check saved evidence offline, and say which check failed"),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. Never raises an error of the program itself."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader of our output has left (`cocoon offers | head`). Python would complain again while exiting.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
     if words and words[0] in ("-V", "--version"):
         from .. import __version__
 
@@ -92,9 +103,7 @@ def _run(name: str, words: list[str]) -> int:
     except SystemExit as error:  # argparse: --help, or a usage error that it has already explained
         return error.code if isinstance(error.code, int) else EXIT_USAGE
     except BrokenPipeError:
-        # The reader of our output has left (`cocoon offers | head`). Python would complain again while exiting.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        raise  # no failure of the command: `main` knows what it means
     except BaseException as error:  # the outermost boundary of the program: every failure becomes one explanation
         if debug:
             import traceback

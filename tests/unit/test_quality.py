@@ -24,6 +24,11 @@ TIMEOUT_S = 600  # mypy without its cache on one slow core
 )
 def test_the_tools_have_no_objection(command: list[str]) -> None:
     ran = subprocess.run(
-        [str(TOOLS / command[0]), *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        [str(TOOLS / command[0]), *command[1:]],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
     )
     assert ran.returncode == 0, ran.stdout[-4000:] + ran.stderr[-2000:]
