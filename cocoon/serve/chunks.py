@@ -126,8 +126,8 @@ class ChunkSeal:
         else:
             body = decode_as(plaintext, ChunkBody, bytes_max=bounds.CHUNK_BODY_BYTES_MAX)
             new_tokens = len(body.token_ids)
-            if body.logprobs and len(body.logprobs) != new_tokens:
-                raise StreamBroken("log probabilities for another number of tokens")
+            if len(body.logprobs) > new_tokens:
+                raise StreamBroken("more log probabilities than tokens")
         if chunk.completion_tokens != self.completion_tokens + new_tokens:
             raise StreamBroken("the token count does not match the tokens received")
         self.chain = chain_next(self.chain, chunk.number, chunk.sealed)

@@ -16,6 +16,7 @@ from . import bounds
 from .chunks import BODY_HEAD_BYTES, ChunkSeal, delta_bytes, encode_deltas, split_delta
 from .events import OfferFacts
 
+MERGE_BYTES = 1_024  # pieces that wait are joined up to this: objects cost more memory than their bytes
 END_BYTES_MAX = 96  # an encoded EndBody and its tag
 _OVERHEAD = BODY_HEAD_BYTES + bounds.AEAD_TAG_BYTES
 
@@ -68,9 +69,15 @@ class ServedRequest:
         """Take output. Raises `LocalProtocolError` beyond the declared output; then nothing is taken."""
         if self.produced_tokens + len(delta.token_ids) > self.header.output_tokens_max:
             raise LocalProtocolError(f"more output than request {self.id} declared")
-        if delta.logprobs and len(delta.logprobs) != len(delta.token_ids):
-            raise LocalProtocolError("log probabilities for another number of tokens")
+        if len(delta.logprobs) > len(delta.token_ids):
+            raise LocalProtocolError("more log probabilities than tokens")
         size = delta_bytes(delta)
+        if self._pending and self._pending[-1][1] + size <= MERGE_BYTES:
+            last, last_size = self._pending[-1]
+            self._pending[-1] = (_joined(last, delta), last_size + size)
+            self.produced_tokens += len(delta.token_ids)
+            self.buffered_bytes += size
+            return
         pieces = [(delta, size)]
         if size > bounds.DELTA_BYTES_MAX:
             pieces = [(piece, delta_bytes(piece)) for piece in split_delta(delta)]
@@ -108,3 +115,12 @@ class ServedRequest:
             return None
         self.sent_bytes += len(chunk.sealed)
         return chunk
+
+
+def _joined(first: Delta, second: Delta) -> Delta:
+    return Delta(
+        text=first.text + second.text,
+        token_ids=first.token_ids + second.token_ids,
+        logprobs=first.logprobs + second.logprobs,
+        tool_calls=first.tool_calls + second.tool_calls,
+    )

@@ -368,7 +368,7 @@ class ChunkBody(SealedMessage, frozen=True):
 
     text: str
     token_ids: list[U32]
-    logprobs: list[TokenLogprob]  # one per token when asked for, else empty
+    logprobs: list[TokenLogprob]  # of these tokens, when asked for
     tool_calls: bytes  # JSON array of OpenAI tool-call deltas; empty without
 
 

@@ -386,7 +386,7 @@ def test_sealing_key_rotation_midstream() -> None:
     running = pair.open()
     pair.run()
     pair.output(running, "before, ", 1)
-    pair.run(3_310 * SECOND_NS)  # the last hello was ten seconds ago at 55 minutes of the key's life plus five
+    pair.run(3_310 * SECOND_NS)  # E was replaced ten seconds ago; the next hello is due at 3,600 s
     assert keys.current(pair.now).public != first
     assert pair.client._handshake.need().sealing_key == first
     in_grace = pair.open()
