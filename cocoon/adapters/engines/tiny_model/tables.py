@@ -4,194 +4,57 @@ from __future__ import annotations
 
 CAPITALS = {
     pair.split("/")[0]: pair.split("/")[1].replace("_", " ")
-    for pair in [
-        "France/Paris",
-        "Germany/Berlin",
-        "Italy/Rome",
-        "Spain/Madrid",
-        "Portugal/Lisbon",
-        "Poland/Warsaw",
-        "Austria/Vienna",
-        "Greece/Athens",
-        "Norway/Oslo",
-        "Sweden/Stockholm",
-        "Finland/Helsinki",
-        "Denmark/Copenhagen",
-        "Ireland/Dublin",
-        "Iceland/Reykjavik",
-        "Hungary/Budapest",
-        "Romania/Bucharest",
-        "Bulgaria/Sofia",
-        "Croatia/Zagreb",
-        "Serbia/Belgrade",
-        "Ukraine/Kyiv",
-        "Russia/Moscow",
-        "Turkey/Ankara",
-        "Egypt/Cairo",
-        "Kenya/Nairobi",
-        "Ghana/Accra",
-        "Nigeria/Abuja",
-        "Morocco/Rabat",
-        "Tunisia/Tunis",
-        "Senegal/Dakar",
-        "Japan/Tokyo",
-        "China/Beijing",
-        "India/Delhi",
-        "Thailand/Bangkok",
-        "Vietnam/Hanoi",
-        "Nepal/Kathmandu",
-        "Iran/Tehran",
-        "Iraq/Baghdad",
-        "Jordan/Amman",
-        "Canada/Ottawa",
-        "Mexico/Mexico_City",
-        "Cuba/Havana",
-        "Peru/Lima",
-        "Chile/Santiago",
-        "Argentina/Buenos_Aires",
-        "Brazil/Brasilia",
-        "Colombia/Bogota",
-        "Australia/Canberra",
-    ]
+    for pair in (
+        "France/Paris Germany/Berlin Italy/Rome Spain/Madrid Portugal/Lisbon Poland/Warsaw Austria/Vienna "
+        "Greece/Athens Norway/Oslo Sweden/Stockholm Finland/Helsinki Denmark/Copenhagen Ireland/Dublin "
+        "Iceland/Reykjavik Hungary/Budapest Romania/Bucharest Bulgaria/Sofia Croatia/Zagreb Serbia/Belgrade "
+        "Ukraine/Kyiv Russia/Moscow Turkey/Ankara Egypt/Cairo Kenya/Nairobi Ghana/Accra Nigeria/Abuja "
+        "Morocco/Rabat Tunisia/Tunis Senegal/Dakar Japan/Tokyo China/Beijing India/Delhi Thailand/Bangkok "
+        "Vietnam/Hanoi Nepal/Kathmandu Iran/Tehran Iraq/Baghdad Jordan/Amman Canada/Ottawa Mexico/Mexico_City "
+        "Cuba/Havana Peru/Lima Chile/Santiago Argentina/Buenos_Aires Brazil/Brasilia Colombia/Bogota "
+        "Australia/Canberra"
+    ).split()
 }
 OPPOSITES = [
     tuple(pair.split("/"))
-    for pair in [
-        "hot/cold",
-        "big/small",
-        "up/down",
-        "left/right",
-        "old/new",
-        "fast/slow",
-        "light/dark",
-        "good/bad",
-        "happy/sad",
-        "hard/soft",
-        "wet/dry",
-        "full/empty",
-        "rich/poor",
-        "high/low",
-        "open/closed",
-        "early/late",
-        "strong/weak",
-        "clean/dirty",
-        "loud/quiet",
-        "near/far",
-        "thick/thin",
-        "sweet/sour",
-        "true/false",
-    ]
+    for pair in (
+        "hot/cold big/small up/down left/right old/new fast/slow light/dark good/bad happy/sad hard/soft wet/dry "
+        "full/empty rich/poor high/low open/closed early/late strong/weak clean/dirty loud/quiet near/far "
+        "thick/thin sweet/sour true/false"
+    ).split()
 ]
 COLOURS = dict(
     pair.split("/")
-    for pair in [
-        "grass/green",
-        "snow/white",
-        "coal/black",
-        "blood/red",
-        "lemon/yellow",
-        "banana/yellow",
-        "tomato/red",
-        "carrot/orange",
-        "sky/blue",
-        "sea/blue",
-        "leaf/green",
-        "milk/white",
-        "crow/black",
-        "sun/yellow",
-        "rose/red",
-    ]
+    for pair in (
+        "grass/green snow/white coal/black blood/red lemon/yellow banana/yellow tomato/red carrot/orange sky/blue "
+        "sea/blue leaf/green milk/white crow/black sun/yellow rose/red"
+    ).split()
 )
 SOUNDS = dict(
     pair.split("/")
-    for pair in [
-        "dog/barks",
-        "cat/meows",
-        "cow/moos",
-        "duck/quacks",
-        "lion/roars",
-        "bird/sings",
-        "horse/neighs",
-        "sheep/bleats",
-        "frog/croaks",
-        "owl/hoots",
-        "bee/buzzes",
-        "snake/hisses",
-        "wolf/howls",
-        "pig/oinks",
-    ]
+    for pair in (
+        "dog/barks cat/meows cow/moos duck/quacks lion/roars bird/sings horse/neighs sheep/bleats frog/croaks "
+        "owl/hoots bee/buzzes snake/hisses wolf/howls pig/oinks"
+    ).split()
 )
-DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-MONTHS = [
-    "January",
-    "February",
-    "March",
-    "April",
-    "May",
-    "June",
-    "July",
-    "August",
-    "September",
-    "October",
-    "November",
-    "December",
-]
-NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS = "January February March April May June July August September October November December".split()
+NUMBERS = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty"
+).split()
 CATEGORIES = {
-    "fruits": ["apple", "pear", "plum", "grape", "cherry", "lemon", "banana", "peach", "mango", "orange"],
-    "animals": ["dog", "cat", "cow", "horse", "fox", "wolf", "bear", "owl", "frog", "sheep"],
-    "colours": ["red", "blue", "green", "yellow", "black", "white", "orange", "purple", "brown", "pink"],
-    "metals": ["iron", "gold", "silver", "copper", "tin", "zinc", "lead", "nickel"],
-    "languages": ["Python", "Rust", "Go", "Java", "Ruby", "Perl", "Lisp", "Haskell"],
+    "fruits": "apple pear plum grape cherry lemon banana peach mango orange".split(),
+    "animals": "dog cat cow horse fox wolf bear owl frog sheep".split(),
+    "colours": "red blue green yellow black white orange purple brown pink".split(),
+    "metals": "iron gold silver copper tin zinc lead nickel".split(),
+    "languages": "Python Rust Go Java Ruby Perl Lisp Haskell".split(),
 }
-NAMES = [
-    "Anna",
-    "Ben",
-    "Clara",
-    "Dan",
-    "Eva",
-    "Finn",
-    "Grace",
-    "Hugo",
-    "Ida",
-    "Jack",
-    "Lena",
-    "Max",
-    "Nina",
-    "Oscar",
-    "Paula",
-    "Rosa",
-    "Sam",
-    "Tom",
-    "Vera",
-    "Will",
-]
-PLACES = ["forest", "village", "river", "garden", "mountain", "harbour", "castle", "market", "library", "island"]
-THINGS = ["key", "lamp", "map", "ring", "book", "boat", "bell", "stone", "box", "kite"]
-ADJECTIVES = ["small", "red", "old", "golden", "strange", "bright", "quiet", "heavy", "warm", "broken"]
-WEATHER = ["sunny", "cloudy", "rainy", "windy", "foggy"]
+NAMES = "Anna Ben Clara Dan Eva Finn Grace Hugo Ida Jack Lena Max Nina Oscar Paula Rosa Sam Tom Vera Will".split()
+PLACES = "forest village river garden mountain harbour castle market library island".split()
+THINGS = "key lamp map ring book boat bell stone box kite".split()
+ADJECTIVES = "small red old golden strange bright quiet heavy warm broken".split()
+WEATHER = "sunny cloudy rainy windy foggy".split()
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a helpful assistant.",
