@@ -161,7 +161,7 @@ class NodeSettings:
     dht_mode: DhtMode = DhtMode.SERVER
     kad_prefix: str = KAD_PREFIX
     gossip: bool = True
-    relay: bool = False  # offer a limited relay v2 to others: for public nodes
+    relay: bool = False  # relay for others, within tight limits (circuit relay v2): for public nodes
     allow_private_addresses: bool = False  # True only on a development network and in tests (rule G4)
     agent: str = "cocoon"
     limits: Limits = field(default_factory=Limits)

@@ -22,6 +22,7 @@ from p2p.driver.dht import Dht
 from p2p.driver.host import GuardedHost, build_host
 from p2p.driver.negotiate import propose
 from p2p.driver.pubsub import Gossip
+from p2p.driver.relay import running_relay
 from p2p.driver.streams import MuxedRawStream
 from p2p.driver.watch import ConnectionWatch
 from p2p.errors import (
@@ -109,6 +110,8 @@ async def _run(
                 if node.gossip is not None:
                     await stack.enter_async_context(node.gossip.running())
                 await stack.enter_async_context(node.dht.running())
+                if node.settings.relay:
+                    await stack.enter_async_context(running_relay(node.host))
                 for peer in dict.fromkeys(peer for peer, _ in bootstrap):
                     addresses = [address for named, address in bootstrap if named == peer]
                     nursery.start_soon(node.keep_connected, peer, addresses)
@@ -123,7 +126,7 @@ class Libp2pNode:
     def __init__(self, host: GuardedHost, *, settings: NodeSettings, counters: Counters) -> None:
         self.host = host
         self._swarm = host.get_network()
-        self._settings = settings
+        self.settings = settings
         self._counters = counters
         self._services = Services(counters, streams_per_peer_max=settings.limits.streams_per_peer_max)
         self.gossip = Gossip(host, limits=settings.limits, counters=counters) if settings.gossip else None
@@ -143,7 +146,7 @@ class Libp2pNode:
     # --- life --------------------------------------------------------------------------------------------
 
     async def listen(self) -> None:
-        for text in self._settings.listen:
+        for text in self.settings.listen:
             _check_free(parse_address(text))
             if not await self._swarm.listen(Multiaddr(text)):
                 raise ListenFailed(f"cannot listen on {text}")
@@ -264,14 +267,14 @@ class Libp2pNode:
         muxed = None
         opened = False
         try:
-            with trio.fail_after(self._settings.limits.open_timeout_s):
+            with trio.fail_after(self.settings.limits.open_timeout_s):
                 muxed = await connection.muxed_conn.open_stream()
                 await propose(muxed, protocol)
             opened = True
         except OpenFailed:
             raise
         except trio.TooSlowError:
-            raise OpenFailed(f"the peer did not answer within {self._settings.limits.open_timeout_s:g} s") from None
+            raise OpenFailed(f"the peer did not answer within {self.settings.limits.open_timeout_s:g} s") from None
         except MuxedStreamReset:
             raise OpenFailed("the peer refused the stream, or the connection was lost") from None
         except Exception as error:
