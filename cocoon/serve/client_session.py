@@ -33,7 +33,7 @@ from ..errors import (
 )
 from ..types import MILLISECOND_NS, Digest, Network, PeerId, Secret
 from ..wire import limits
-from ..wire.codec import decode, encode
+from ..wire.codec import encode
 from ..wire.messages import (
     Accepted,
     Cancel,
@@ -50,13 +50,12 @@ from ..wire.messages import (
     Receipt,
     Refused,
     SealedRequest,
-    SessionMessage,
     Voucher,
 )
 from . import bounds, sealing
 from .asked import AskedRequest
 from .chunks import chain_start
-from .effects import Disconnect, Effect, Effects, Emit, Send
+from .effects import Disconnect, Effect, Effects, Emit, Send, decode_session
 from .events import (
     OfferFacts,
     RequestAccepted,
@@ -285,7 +284,7 @@ class ClientSession:
         if self._is_closed:
             return ()
         try:
-            message: Message = decode(data, SessionMessage, bytes_max=limits.SESSION_FRAME_BYTES_MAX)
+            message = decode_session(data)
         except RemoteProtocolError as error:
             return tuple(self._close(error))
         return self.receive(message, now=now)

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..errors import CocoonError
-from ..wire.codec import encode
-from ..wire.messages import Message
+from ..wire import limits
+from ..wire.codec import decode, encode
+from ..wire.messages import Message, SessionMessage
 from .events import Event
 
 
@@ -43,3 +44,14 @@ class Disconnect:
 
 Effect = Send | Emit | Disconnect
 Effects = tuple[Effect, ...]
+
+
+def decode_session(data: bytes) -> Message:
+    """The session message in one frame; the other direction of `Send.data`. Raises `RemoteProtocolError`."""
+    message: Message = decode(
+        data,
+        SessionMessage,
+        bytes_max=limits.SESSION_FRAME_BYTES_MAX,
+        items_max=limits.SESSION_FRAME_ITEMS_MAX,
+    )
+    return message

@@ -27,7 +27,7 @@ from ..errors import (
 from ..ports.engine import Delta
 from ..types import Digest, FinishReason, Network, PeerId, Secret, Usage
 from ..wire import limits
-from ..wire.codec import decode, decode_as
+from ..wire.codec import decode_as
 from ..wire.messages import (
     Accepted,
     Authenticate,
@@ -44,14 +44,13 @@ from ..wire.messages import (
     ReceiptBody,
     Refused,
     SealedRequest,
-    SessionMessage,
     Voucher,
 )
 from ..wire.signing import domain_hash
 from . import bounds, sealing
 from .admission import declared_refusal
 from .chunks import ChunkSeal, chain_start, encode_frame
-from .effects import Disconnect, Effect, Effects, Emit, Send
+from .effects import Disconnect, Effect, Effects, Emit, Send, decode_session
 from .events import (
     HelloReceived,
     OfferFacts,
@@ -143,7 +142,7 @@ class ProviderSession:
         if self._is_closed:
             return ()
         try:
-            message: Message = decode(data, SessionMessage, bytes_max=limits.SESSION_FRAME_BYTES_MAX)
+            message = decode_session(data)
         except RemoteProtocolError as error:
             return tuple(self._close(error))
         return self.receive(message, now=now)

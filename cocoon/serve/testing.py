@@ -15,15 +15,15 @@ import nacl.signing
 
 from ..ports.engine import Delta
 from ..types import SECOND_NS, Network, PeerId, Prices
-from ..wire.codec import decode
-from ..wire.limits import SESSION_FRAME_BYTES_MAX
-from ..wire.messages import Message, SessionMessage
 from ..wire.signing import verify
 from .client_session import ClientSession
-from .effects import Disconnect, Effects, Emit, Send
+from .effects import Disconnect, Effects, Emit, Send, decode_session
 from .events import Event, EvidenceReceived, HelloReceived, OfferFacts, OutputReceived, RequestOpened
 from .provider_session import ProviderSession
 from .sealing import SUITE_X25519, Crypto, HpkeCrypto, SealingKeys
+
+message_in = decode_session
+"""What a frame on the wire says."""
 
 START_NS = 1_795_000_000 * SECOND_NS
 CLIENT = PeerId("12D3KooWEqnTdgqHnkkwarSrJjeMP2ZJiADWLYADaNvUb6SQNyPF")
@@ -235,9 +235,3 @@ class SessionPair:
     def text(self, request_id: int) -> str:
         """What the client's reader has of this request."""
         return "".join(event.delta.text for event in self.client_saw(OutputReceived) if event.id == request_id)
-
-
-def message_in(frame: bytes) -> Message:
-    """What a frame on the wire says."""
-    message: Message = decode(frame, SessionMessage, bytes_max=SESSION_FRAME_BYTES_MAX)
-    return message

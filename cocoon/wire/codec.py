@@ -1,8 +1,8 @@
 """Deterministic CBOR (RFC 8949 §4.2.1) for the messages of `cocoon.wire.messages`.
 
 `encode` gives the one encoding of a message; `decode` takes that encoding and nothing else. Before anything is
-allocated, `_scan` walks the bytes once and refuses: too long, too deep, tags, floats, indefinite lengths,
-non-shortest integers and lengths, unsorted or duplicate map keys, map keys other than unsigned integers,
+allocated, `_scan` walks the bytes once and refuses: too long, too deep, too many items, tags, floats, indefinite
+lengths, non-shortest integers and lengths, unsorted or duplicate map keys, map keys other than unsigned integers,
 simple values other than false, true and null, and trailing bytes. Only then do cbor2 and msgspec see it.
 
 Arrays carry the fields, so there is no key order to get wrong; maps occur only as extension maps {uint: bytes}.
@@ -23,6 +23,9 @@ T = TypeVar("T")
 DEPTH_MAX: Final = 8
 """Deepest nesting of arrays and maps; the deepest message we define needs 5."""
 
+ITEMS_MAX: Final = 64 * 1024
+"""Most array items and map pairs in one message: walking an item costs 0.2 µs, so a junk message costs 15 ms."""
+
 _ONE_BYTE, _TWO_BYTES, _FOUR_BYTES, _EIGHT_BYTES = 24, 25, 26, 27
 _SIMPLE = frozenset((0xF4, 0xF5, 0xF6))  # false, true, null
 
@@ -33,15 +36,15 @@ def encode(message: msgspec.Struct) -> bytes:
     return cbor2.dumps(builtins, canonical=True)
 
 
-def decode(data: bytes, kind: Any, *, bytes_max: int, depth_max: int = DEPTH_MAX) -> Any:
+def decode(data: bytes, kind: Any, *, bytes_max: int, depth_max: int = DEPTH_MAX, items_max: int = ITEMS_MAX) -> Any:
     """The message that `data` is the canonical encoding of.
 
-    `kind` is a message class or a union of them. Raises `LimitExceeded` (too long or too deep) or `DecodeError`;
-    never anything else, whatever the bytes.
+    `kind` is a message class or a union of them. Raises `LimitExceeded` (too long, too deep, too many items) or
+    `DecodeError`; never anything else, whatever the bytes.
     """
     if len(data) > bytes_max:
         raise LimitExceeded(f"message of {len(data)} bytes; at most {bytes_max}")
-    _scan(data, depth_max)
+    _scan(data, depth_max, items_max)
     try:
         return msgspec.convert(cbor2.loads(data), kind, strict=True)
     except msgspec.ValidationError as error:  # its text names a path and a type, never content
@@ -56,7 +59,7 @@ def decode_as(data: bytes, kind: type[T], *, bytes_max: int, depth_max: int = DE
     return message
 
 
-def _scan(data: bytes, depth_max: int) -> None:
+def _scan(data: bytes, depth_max: int, items_max: int = ITEMS_MAX) -> None:
     """Refuse everything but one canonical item that fills `data` exactly."""
     end = len(data)
     at = 0
@@ -111,6 +114,9 @@ def _scan(data: bytes, depth_max: int) -> None:
             count = value if major == 4 else 2 * value
             if count > end - at:
                 raise DecodeError("an array or map longer than the message")
+            items_max -= value
+            if items_max < 0:
+                raise LimitExceeded("too many items in one message")
             if len(stack) >= depth_max:
                 raise LimitExceeded(f"nested deeper than {depth_max}")
             stack.append((left, last_key, in_map))

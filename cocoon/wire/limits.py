@@ -20,6 +20,7 @@ OFFERS_MESSAGE_BYTES_MAX: Final = OFFERS_REPLY_OFFERS_MAX * (SIGNED_OFFER_BYTES_
 
 # --- session ---
 SESSION_FRAME_BYTES_MAX: Final = 2 * 1024 * 1024  # the largest sealed request plus its envelope
+SESSION_FRAME_ITEMS_MAX: Final = 4_096  # FRAME_CHUNKS_MAX chunks of seven items, twice over
 SEALED_REQUEST_BYTES_MAX: Final = 1024 * 1024 + 256  # padded plaintext of 1 MiB: about 250,000 tokens of text
 SEALED_CHUNK_BYTES_MAX: Final = 64 * 1024  # a chunk is flushed long before it holds this much
 EVIDENCE_BYTES_MAX: Final = 512 * 1024  # quote, collateral, RIMs and CRLs together take about 200 KB
