@@ -247,8 +247,8 @@ def _ocsp_signer(answer: ocsp.OCSPResponse, issuer: x509.Certificate, now_s: int
     if responder == issuer:
         return issuer
     responder.verify_directly_issued_by(issuer)
-    usage = responder.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
-    if ExtendedKeyUsageOID.OCSP_SIGNING not in usage:
+    usages = [e.value for e in responder.extensions if isinstance(e.value, x509.ExtendedKeyUsage)]
+    if not any(ExtendedKeyUsageOID.OCSP_SIGNING in usage for usage in usages):
         raise RevocationUnknown("the OCSP answer's signer may not sign it", reason=f"{prefix}-responder")
     if not responder.not_valid_before_utc.timestamp() <= now_s <= responder.not_valid_after_utc.timestamp():
         raise StaleEvidence("the OCSP responder's certificate is not valid now", reason=f"{prefix}-expired")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from cryptography import x509
@@ -43,12 +43,15 @@ class Dated:
 class Collateral:
     """Intel's collateral for one platform family, read but not verified."""
 
-    text: str  # the JSON that dcap-qvl takes
+    text: str = field(repr=False)  # the JSON that dcap-qvl takes
     tcb_info: Dated
     qe_identity: Dated
     pck_crl: Dated
     root_crl: Dated
     pck_crl_issuer: str
+    pck_crl_der: bytes = field(repr=False)
+    root_crl_der: bytes = field(repr=False)
+    tcb_signers: str = field(repr=False)  # PEM
     tcb_evaluation_number: int
     qe_evaluation_number: int
     fmspc: bytes
@@ -98,6 +101,9 @@ def read_collateral(data: bytes) -> Collateral:
         pck_crl=pck_crl,
         root_crl=root_crl,
         pck_crl_issuer=pck_issuer,
+        pck_crl_der=binary["pck_crl"],
+        root_crl_der=binary["root_ca_crl"],
+        tcb_signers=outer["tcb_info_issuer_chain"],
         tcb_evaluation_number=tcb_number,
         qe_evaluation_number=qe_number,
         fmspc=fmspc,

@@ -111,6 +111,15 @@ def read_report(quote: bytes) -> QuoteForm:
     return QuoteForm(version=version, report=_td_report(quote[at:end]), report_span=(at, end), bytes_after=after)
 
 
+def pck_chain(quote: bytes) -> bytes:
+    """The PEM chain of the platform's key, leaf first, in a quote that `read_quote` took."""
+    form = read_report(quote)
+    inner = quote[form.report_span[1] + 4 + 128 + 6 :]
+    at = QE_REPORT_BYTES + 64
+    at += 2 + int.from_bytes(inner[at : at + 2], "little")
+    return inner[at + 6 :].rstrip(b"\0")
+
+
 def _td_report(body: bytes) -> TdReport:
     fields = struct.unpack_from("<16s48s48s8sQQ48s48s48s48s48s48s48s48s64s", body)
     return TdReport(

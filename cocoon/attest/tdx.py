@@ -12,10 +12,12 @@ network functions are never called; collateral is handed in.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import dcap_qvl
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from ..errors import (
     AttestationError,
@@ -27,7 +29,7 @@ from ..errors import (
 )
 from . import limits
 from .collateral import Collateral, read_collateral
-from .quote import TdReport, read_quote
+from .quote import TdReport, pck_chain, read_quote
 from .roots import Anchors
 from .trail import Trail
 
@@ -43,8 +45,10 @@ _REFUSALS: Final[tuple[tuple[str, str, type[AttestationError]], ...]] = (
     ("tud", "tdx.attributes", QuoteInvalid),
     ("reserved", "tdx.attributes", QuoteInvalid),
     ("pks", "tdx.attributes", QuoteInvalid),
+    ("migration", "tdx.attributes", QuoteInvalid),
     ("service_td", "tdx.service-td", QuoteInvalid),
     ("service td", "tdx.service-td", QuoteInvalid),
+    ("expired", "tdx.expired", StaleEvidence),
     ("unknownrevocationstatus", "tdx.crl", RevocationUnknown),
     ("tcb status is invalid", "tdx.tcb-revoked", TcbOutOfDate),
     ("tcb is revoked", "tdx.tcb-revoked", TcbOutOfDate),
@@ -55,7 +59,6 @@ _REFUSALS: Final[tuple[tuple[str, str, type[AttestationError]], ...]] = (
     ("tcb level", "tdx.tcb-level", TcbOutOfDate),
     ("minimum required", "tdx.tcb-level", TcbOutOfDate),
     ("tdx module", "tdx.tcb-module", TcbOutOfDate),
-    ("expired", "tdx.expired", StaleEvidence),
     ("notvalidyet", "tdx.not-yet-valid", StaleEvidence),
     ("not valid yet", "tdx.not-yet-valid", StaleEvidence),
     ("unknownissuer", "tdx.root", QuoteInvalid),
@@ -123,7 +126,7 @@ def _run_dcap_qvl(quote: bytes, collateral: Collateral, anchors: Anchors, now_s:
         policy = dcap_qvl.QuotePolicy.claims_only(now_s)
         text = verifier.verify_with_policy(quote, parsed, now_s, policy).to_json()
     except (ValueError, RuntimeError, TypeError, OverflowError) as error:
-        raise _refusal(str(error)) from None
+        raise _refusal(str(error), quote, collateral, anchors) from None
     except BaseException as error:  # a Rust panic is a BaseException; bytes from outside must not end the process
         if type(error).__name__ != "PanicException":
             raise
@@ -132,12 +135,30 @@ def _run_dcap_qvl(quote: bytes, collateral: Collateral, anchors: Anchors, now_s:
     return claims
 
 
-def _refusal(text: str) -> AttestationError:
-    lower = text.lower()
+def _refusal(text: str, quote: bytes, collateral: Collateral, anchors: Anchors) -> AttestationError:
+    lower, words = text.lower(), f"Intel's verification refuses the quote: {_one_line(text)}"
     for part, reason, kind in _REFUSALS:
         if part in lower:
-            return kind(f"Intel's verification refuses the quote: {_one_line(text)}", reason=reason)
-    return QuoteInvalid(f"Intel's verification refuses the quote: {_one_line(text)}", reason="tdx.signature-chain")
+            return kind(words, reason=reason)
+    return _chain_refusal(quote, collateral, anchors) or QuoteInvalid(words, reason="tdx.signature-chain")
+
+
+def _chain_refusal(quote: bytes, collateral: Collateral, anchors: Anchors) -> AttestationError | None:
+    """Why a certificate chain was refused, where it can be told: dcap-qvl gives one text for all causes."""
+    try:
+        chain = x509.load_pem_x509_certificates(pck_chain(quote))
+        lists = [x509.load_der_x509_crl(data) for data in (collateral.pck_crl_der, collateral.root_crl_der)]
+        if chain[-1].public_bytes(Encoding.DER) != anchors.intel_root:
+            return QuoteInvalid("the quote's certificates end in another root than Intel's", reason="tdx.root")
+        signers = x509.load_pem_x509_certificates(collateral.tcb_signers.encode())
+        for certificate in (*chain, *signers):
+            if any(crl.get_revoked_certificate_by_serial_number(certificate.serial_number) for crl in lists):
+                return CertificateRevoked(
+                    "a certificate of the quote or its collateral is revoked", reason="tdx.revoked"
+                )
+    except (ValueError, TypeError):
+        return None
+    return None
 
 
 def _one_line(text: str) -> str:
@@ -147,12 +168,17 @@ def _one_line(text: str) -> str:
 def _facts(
     claims: dict[str, Any], version: int, report: TdReport, collateral: Collateral, trail: Trail
 ) -> VerifiedQuote:
-    body = claims["report"].get("TD15") or claims["report"].get("TD10") or {}
+    body = claims["report"].get("TD10") or claims["report"].get("TD15", {}).get("base") or {}
     # dcap-qvl and this package must have read one and the same report.
     trail.require(
-        body.get("report_data") == report.report_data.hex()
-        and body.get("mr_td") == report.mr_td.hex()
-        and body.get("rt_mr3") == report.rtmr[3].hex(),
+        (body.get("report_data"), body.get("mr_td"), body.get("td_attributes"), body.get("xfam"))
+        == (
+            report.report_data.hex(),
+            report.mr_td.hex(),
+            report.td_attributes.to_bytes(8, "little").hex(),
+            report.xfam.to_bytes(8, "little").hex(),
+        )
+        and all(body.get(f"rt_mr{i}") == value.hex() for i, value in enumerate(report.rtmr)),
         "tdx.same-reading",
         QuoteInvalid,
         "two readings of the quote differ",
@@ -172,7 +198,7 @@ def _facts(
         ppid=bytes(pck["ppid"]),
         cpu_svn=bytes(pck["cpu_svn"]),
         pce_svn=int(pck["pce_svn"]),
-        collateral=collateral,
+        collateral=replace(collateral, text="", pck_crl_der=b"", root_crl_der=b"", tcb_signers=""),  # dates remain
         expires_s=min(
             int(claims["earliest_expiration_date"]),
             int(claims["qe_iden_earliest_expiration_date"]),
