@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "node": Command("node", "a plain peer: bootstrap, DHT, gossip and relay for others"),
     "offers": Command("offers", "what the network offers: models, prices, speed"),
     "peers": Command("peers", "who we are connected to, and why others could not be reached"),
+    "bench": Command("bench", "what the network adds to an engine, measured beside nginx and LiteLLM"),
     "verify": Command("verify", "check saved evidence offline, and say which check failed"),
 }
 
