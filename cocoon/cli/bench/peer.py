@@ -62,6 +62,7 @@ def main() -> None:
         sampler.start()
     trio.run(_run, args, sampler)
     if sampler is not None:
+        sampler.stop()
         sampler.write(args.profile)
 
 

@@ -60,6 +60,10 @@ class Sampler:
         """Forget what was counted: the start-up is over."""
         self._counts.clear()
 
+    def stop(self) -> None:
+        """End. Without it, a last signal while Python shuts down would kill the process."""
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
     def write(self, path: Path) -> None:
         """Save the counts as JSON, atomically."""
         partial = path.with_suffix(".partial")
