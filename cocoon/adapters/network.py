@@ -39,7 +39,7 @@ from ..types import PeerId, Secret
 try:
     import p2p
     from p2p.addresses import parse_address, parse_peer_address
-    from p2p.identity import public_key_of_seed
+    from p2p.identity import peer_id_of_seed, public_key_of_seed
 except ImportError as _error:
     import sys
 
@@ -83,6 +83,16 @@ async def open_network(
                 parse_peer_address(address)
             node = await stack.enter_async_context(p2p.open_node(settings, key=seed.reveal()))
         yield PeerNetwork(node, seed=seed)
+
+
+def warm_up() -> None:
+    """Import what `open_network` will need, a second or two of work. Call it in a thread while waiting for others."""
+    import p2p.driver  # noqa: F401
+
+
+def peer_of_seed(seed: Secret) -> PeerId:
+    """The peer id that a key seed gives."""
+    return PeerId(peer_id_of_seed(seed.reveal()))
 
 
 class PeerNetwork(Network):

@@ -9,6 +9,7 @@ with Client.open(bootstrap=[...], trust=trust.Open()) as cocoon:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractAsyncContextManager
@@ -36,17 +37,23 @@ class Client(ThreadedClient):
         bootstrap: Iterable[str] = (),
         trust: TrustPolicy | None = None,
         network: str = "devnet",
+        home: str | os.PathLike[str] | None = None,
         timeout_s: float = OPEN_TIMEOUT_S,
     ) -> Client:
         """Join the network as a fresh client peer.
 
-        `bootstrap` are multiaddrs that end in `/p2p/<peer>`. `trust` (from `cocoon.trust`) has no default. Raises
+        `bootstrap` are multiaddrs that end in `/p2p/<peer>`. `trust` (from `cocoon.trust`) has no default. `home`
+        is where models are pinned by name. Raises
         `ConfigError`, and `Unavailable` when no bootstrap peer answers within `timeout_s`.
         """
-        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s)
+        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home)
         return cls.over(
             lambda: AsyncClient.open(
-                bootstrap=terms.bootstrap, trust=terms.trust, network=terms.network.label, timeout_s=terms.timeout_s
+                bootstrap=terms.bootstrap,
+                trust=terms.trust,
+                network=terms.network.label,
+                home=terms.home.path,
+                timeout_s=terms.timeout_s,
             )
         )
 

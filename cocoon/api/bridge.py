@@ -6,6 +6,7 @@ Cancelling an asyncio task cancels what it awaited in the trio thread, and so th
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
@@ -33,13 +34,18 @@ class AsyncClient(ThreadedClient):
         bootstrap: Iterable[str] = (),
         trust: TrustPolicy | None = None,
         network: str = "devnet",
+        home: str | os.PathLike[str] | None = None,
         timeout_s: float = OPEN_TIMEOUT_S,
     ) -> AsyncIterator[AsyncClient]:
         """As `cocoon.Client.open`, in an `async with` block."""
-        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s)
+        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home)
         async with cls.over(
             lambda: native.AsyncClient.open(
-                bootstrap=terms.bootstrap, trust=terms.trust, network=terms.network.label, timeout_s=terms.timeout_s
+                bootstrap=terms.bootstrap,
+                trust=terms.trust,
+                network=terms.network.label,
+                timeout_s=terms.timeout_s,
+                home=terms.home.path,
             )
         ) as client:
             yield client

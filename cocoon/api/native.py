@@ -7,6 +7,7 @@ the credits of the session.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
@@ -54,14 +55,16 @@ class AsyncClient:
         bootstrap: Iterable[str] = (),
         trust: TrustPolicy | None = None,
         network: str = "devnet",
+        home: str | os.PathLike[str] | None = None,
         timeout_s: float = OPEN_TIMEOUT_S,
     ) -> AsyncIterator[AsyncClient]:
         """Join the network as a fresh client peer, and leave it at the end of the block.
 
-        `bootstrap` are multiaddrs that end in `/p2p/<peer>`. `trust` (from `cocoon.trust`) has no default. Raises
+        `bootstrap` are multiaddrs that end in `/p2p/<peer>`. `trust` (from `cocoon.trust`) has no default. `home`
+        is where models are pinned by name. Raises
         `ConfigError`, and `Unavailable` when no bootstrap peer answers within `timeout_s`; never an exception group.
         """
-        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s)
+        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home)
         from .opening import open_role  # here: only opening a client pays for the network
 
         border = Border()

@@ -1,4 +1,4 @@
-"""Puts a client together: the network, the catalogue of pinned models, the clock, and the role over them.
+"""Puts a client together: the network, the models that this machine has pinned, the clock, and the role over them.
 
 The one place where the edges (`api`, `gateway`, `cli`) compose a client peer. Its identity is fresh every time and
 it serves no DHT queries (rule H2).
@@ -10,14 +10,15 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 from ..adapters.clock import SystemClock, entropy
+from ..adapters.models import ModelStore
 from ..adapters.network import PeerNetwork, open_network
 from ..client.interface import ClientRole
 from ..client.role import open_client
 from ..client.settings import ClientSettings
 from ..errors import Unavailable
+from ..market.catalogue import Catalogue
 from ..ports import Store
 from ..types import Network, Secret
-from .catalogue import pinned_catalogue
 from .terms import OpenTerms
 
 SEED_BYTES = 32
@@ -46,7 +47,7 @@ async def open_role(terms: OpenTerms, *, store: Store | None = None) -> AsyncIte
         async with open_client(
             network,
             settings,
-            catalogue=pinned_catalogue(),
+            catalogue=Catalogue(ModelStore(terms.home.models_path).pinned()),
             clock=SystemClock(),
             entropy=entropy,
             store=store,

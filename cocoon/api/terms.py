@@ -5,11 +5,13 @@ Not here: anything that waits.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from ..client.interface import OfferView, ReplySummary
+from ..config import Home
 from ..errors import ConfigError, InvalidRequest, LocalProtocolError
 from ..trust import TrustPolicy
 from ..types import Digest, Nano, Network, Prices, Usage
@@ -30,6 +32,7 @@ class OpenTerms:
     trust: TrustPolicy
     network: Network
     timeout_s: float
+    home: Home
 
 
 def open_terms(
@@ -38,6 +41,7 @@ def open_terms(
     trust: TrustPolicy | None,
     network: str,
     timeout_s: float,
+    home: str | os.PathLike[str] | None,
 ) -> OpenTerms:
     """Raises `ConfigError`, also for a `trust` that was left out."""
     if trust is None:
@@ -56,7 +60,13 @@ def open_terms(
             "no bootstrap address was given, so there is no way into the network",
             advice="Pass bootstrap=[multiaddr, ...]; `cocoon demo` and `cocoon node` print theirs.",
         )
-    return OpenTerms(bootstrap=addresses, trust=trust, network=Network.from_label(network), timeout_s=float(timeout_s))
+    return OpenTerms(
+        bootstrap=addresses,
+        trust=trust,
+        network=Network.from_label(network),
+        timeout_s=float(timeout_s),
+        home=Home.locate(home),
+    )
 
 
 def spend_limit(spend_max: Nano | None) -> Nano:

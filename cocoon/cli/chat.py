@@ -47,7 +47,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ..api import Client
 
     console.progress("joining the network …")
-    with _terminated(), Client.open(bootstrap=bootstrap, trust=trust, network=prepared.config.network) as client:
+    with (
+        _terminated(),
+        Client.open(
+            bootstrap=bootstrap, trust=trust, network=prepared.config.network, home=prepared.home.path
+        ) as client,
+    ):
         model = args.model or _only_model(client)
         spend_max_nano = ton(prepared.config.gateway.spend_request_max_ton)
         params = {"max_tokens": args.max_tokens, "temperature": args.temperature}

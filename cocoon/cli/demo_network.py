@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ import trio
 
 from ..adapters.clock import SystemClock, entropy
 from ..adapters.keyfile import load_or_create_seed
+from ..adapters.network import peer_of_seed, warm_up
 from ..api.opening import open_role
 from ..api.terms import OPEN_TIMEOUT_S, open_terms
 from ..client.interface import ClientRole, OfferView
@@ -61,7 +63,9 @@ async def run_demo(
     with _directory(prepared.home if keep_home else None) as folder:
         async with children(folder) as group:
             bootstrap, running = await _start_peers(group, folder, console, prepared.config, providers, model)
-            terms = open_terms(bootstrap=(bootstrap,), trust=Open(), network="devnet", timeout_s=OPEN_TIMEOUT_S)
+            terms = open_terms(
+                bootstrap=(bootstrap,), trust=Open(), network="devnet", timeout_s=OPEN_TIMEOUT_S, home=folder
+            )
             home = Home(path=folder)
             async with (
                 open_role(terms) as role,
@@ -98,24 +102,37 @@ async def _start_peers(
     """The node and the providers, all at once: the node's address is known before it runs."""
     console.progress(f"starting a bootstrap node and {providers} providers …")
     node_home = Home(path=folder / "node").create()
-    load_or_create_seed(node_home.peer_key_path, entropy=entropy)
-    node = await group.start("node", ["node", "--home", str(node_home.path), "--network", "devnet"])
-    bootstrap = str(node.ready["addresses"][0])
+    seed = load_or_create_seed(node_home.peer_key_path, entropy=entropy)
+    listen = f"/ip4/127.0.0.1/tcp/{_free_port()}"
+    bootstrap = f"{listen}/p2p/{peer_of_seed(seed)}"
+    common = ["--network", config.network, "--log-level", "info"]
     running: list[Child] = []
 
-    async def start(number: int) -> None:
+    async def start_node() -> None:
+        await group.start("node", ["node", "--home", str(node_home.path), "--listen", listen, *common])
+        console.progress("the bootstrap node is up")
+
+    async def start_provider(number: int) -> None:
         price_in, price_out = _prices(number)
         name = f"provider-{number + 1}"
-        words = ["serve", model, "--bootstrap", bootstrap, "--home", str(folder / name), "--network", "devnet"]
+        words = ["serve", model, "--bootstrap", bootstrap, "--home", str(folder / name), *common]
         words += ["--price-in", price_in, "--price-out", price_out, "--threads", "1"]
         child = await group.start(name, words)
         running.append(child)
         console.progress(f"{name} is up: {brief_peer(child.ready['peer'])}, {price_in} / {price_out} TON per M tokens")
 
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(start_node)
         for number in range(providers):
-            nursery.start_soon(start, number)
+            nursery.start_soon(start_provider, number)
+        nursery.start_soon(trio.to_thread.run_sync, warm_up)
     return bootstrap, sorted(running, key=lambda child: child.name)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 async def _all_offers(role: ClientRole, providers: int) -> tuple[OfferView, ...]:

@@ -35,7 +35,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     console.progress("joining the network …")
     # Listing sends nothing secret, so what providers can prove does not matter here.
-    with Client.open(bootstrap=bootstrap, trust=Open(), network=prepared.config.network) as client:
+    with Client.open(
+        bootstrap=bootstrap, trust=Open(), network=prepared.config.network, home=prepared.home.path
+    ) as client:
         client.offers(wait_s=args.wait)
         time.sleep(min(MORE_WAIT_S, args.wait))
         offers = client.offers(wait_s=0.0)

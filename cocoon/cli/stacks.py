@@ -13,21 +13,28 @@ from typing import Final
 import trio
 
 from ..adapters.clock import SystemClock, entropy
+from ..adapters.engines.llamacpp import open_llamacpp_engine
 from ..adapters.keyfile import load_or_create_seed
-from ..adapters.network import open_network
+from ..adapters.models import LocatedModel, ModelStore
+from ..adapters.network import PeerNetwork, open_network
+from ..adapters.signer import KeyFileSigner
 from ..adapters.store import SqliteStore
-from ..api.opening import open_role
+from ..api.opening import open_role, wait_connected
 from ..api.terms import OPEN_TIMEOUT_S, open_terms
 from ..client.interface import ClientRole
 from ..config import Config, Home
 from ..gateway.server import GatewayHandle, open_gateway
 from ..gateway.settings import GatewaySettings
 from ..node.plain import open_plain_node
+from ..node.provider import ProviderSettings, open_provider
 from ..trust import TrustPolicy
-from ..types import Network, Secret, format_ton, ton
+from ..types import Network, Prices, Secret, format_ton, ton
 from .console import Console
 from .keys import api_key as key_in_file
 from .options import Setup
+
+SEED_BYTES: Final = 32
+DRAIN_S: Final = 4.0  # half of the time that a shutdown may take
 
 OPEN_WARNING: Final = (
     "TRUST LEVEL: open. No enclave protects this: the operator of a provider can read prompts and answers."
@@ -70,12 +77,99 @@ async def run_node(prepared: Setup, console: Console) -> None:
         await trio.sleep_forever()
 
 
+async def run_provider(prepared: Setup, console: Console) -> None:
+    """A provider of one model."""
+    config, home = prepared.config, prepared.home.create()
+    clock = SystemClock()
+    assert config.provider.model is not None  # `serve` has checked
+    located = await ModelStore(home.models_path).locate(config.provider.model, console.progress)
+    settings = ProviderSettings(
+        network_id=config.network_id,
+        prices=prices_of(config),
+        region=config.provider.region,
+        announce=config.peer.announce,
+    )
+    async with (
+        await SqliteStore.open(home.database_path, clock=clock, entropy=entropy) as store,
+        open_llamacpp_engine(
+            located.path,
+            slots=config.provider.slots,
+            context_tokens=config.provider.context_tokens,
+            threads=config.provider.threads,
+            progress=console.progress,
+        ) as engine,
+        open_network(
+            seed=Secret(entropy(SEED_BYTES)),  # P is made anew at every start
+            listen=config.listen,
+            announce=config.peer.announce,
+            bootstrap=config.peer.bootstrap,
+            serves_dht=True,
+            allow_private_addresses=config.network_id is Network.DEVNET,
+            agent="cocoon-provider",
+        ) as network,
+    ):
+        signer = KeyFileSigner.open(home.operator_key_path, network=config.network_id, store=store, entropy=entropy)
+        if config.peer.bootstrap:
+            console.progress("joining the network …")
+            await wait_connected(network, timeout_s=OPEN_TIMEOUT_S)
+        async with open_provider(
+            network, engine, located.model, signer, store, settings, clock=clock, entropy=entropy
+        ) as provider:
+            await provider.wait_offered()
+            _say_serving(console, config, network, located)
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    if not await provider.drain(timeout_s=DRAIN_S):
+                        console.say(f"requests still ran after {DRAIN_S:.0f} s; they were cut off")
+
+
+def _say_serving(console: Console, config: Config, network: PeerNetwork, located: LocatedModel) -> None:
+    prices, model = prices_of(config), located.model
+    console.notice(f"serving {located.label} on {config.network} · peer {network.peer}")
+    console.say(
+        f"{format_ton(prices.input_nano)} TON in, {format_ton(prices.output_nano)} TON out per million tokens; "
+        "shown and counted, not charged yet"
+    )
+    console.say("Trust level open: you can read what clients send, and they have agreed to it.")
+    console.line(f"model      {model}")
+    for address in network.addresses():
+        console.line(f"address    {address}")
+    console.data(
+        {
+            "event": "ready",
+            "role": "provider",
+            "network": config.network,
+            "peer": network.peer,
+            "addresses": list(network.addresses()),
+            "model": model.name,
+            "model_digest": model.digest.hex(),
+            "test_model": located.test_model,
+            "price_input_nano": prices.input_nano,
+            "price_output_nano": prices.output_nano,
+        }
+    )
+
+
+def prices_of(config: Config) -> Prices:
+    """What a provider asks. A cached token costs what any input token does, until there is a cache to speak of."""
+    price_in, price_out = ton(config.provider.price_input_ton), ton(config.provider.price_output_ton)
+    return Prices(input_nano=price_in, cached_input_nano=price_in, output_nano=price_out)
+
+
 async def run_gateway(prepared: Setup, trust: TrustPolicy, console: Console, *, api_key: str | None) -> None:
     """A client peer behind the OpenAI-compatible API."""
     config, home = prepared.config, prepared.home.create()
     key = Secret(api_key.encode()) if api_key is not None else key_in_file(_api_key_path(config, home))
     clock = SystemClock()
-    terms = open_terms(bootstrap=config.peer.bootstrap, trust=trust, network=config.network, timeout_s=OPEN_TIMEOUT_S)
+    terms = open_terms(
+        bootstrap=config.peer.bootstrap,
+        trust=trust,
+        network=config.network,
+        timeout_s=OPEN_TIMEOUT_S,
+        home=home.path,
+    )
     console.progress("joining the network …")
     async with (
         await SqliteStore.open(home.database_path, clock=clock, entropy=entropy) as store,
@@ -123,9 +217,3 @@ async def open_api(
 
 def _api_key_path(config: Config, home: Home) -> Path:
     return Path(config.gateway.api_key_path) if config.gateway.api_key_path else home.api_key_path
-
-
-def price_text(config: Config) -> str:
-    """The prices in words."""
-    price_in, price_out = (ton(text) for text in (config.provider.price_input_ton, config.provider.price_output_ton))
-    return f"{format_ton(price_in)} TON in, {format_ton(price_out)} TON out per million tokens"
