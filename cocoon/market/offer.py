@@ -222,6 +222,9 @@ class VerifiedOffer:
     digest: Digest
     provider: PeerId  # P as a peer id
 
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
     @property
     def model(self) -> Digest:
         """Of the manifest."""
@@ -285,11 +288,14 @@ OfferKey = tuple[bytes, bytes, bytes]
 
 def claimed_trust(tee: int) -> TrustLevel:
     """The trust level that TEE bits promise. A simulated TEE never counts as more, whatever else is set."""
-    if tee & TeeKind.SIMULATED:
+    if tee & _SIMULATED:
         return TrustLevel.SIMULATED
-    if tee & TeeKind.TDX:
-        return TrustLevel.CONFIDENTIAL if tee & TeeKind.NVIDIA_CC else TrustLevel.CPU_CONFIDENTIAL
+    if tee & _TDX:
+        return TrustLevel.CONFIDENTIAL if tee & _NVIDIA_CC else TrustLevel.CPU_CONFIDENTIAL
     return TrustLevel.OPEN
+
+
+_SIMULATED, _TDX, _NVIDIA_CC = int(TeeKind.SIMULATED), int(TeeKind.TDX), int(TeeKind.NVIDIA_CC)  # enums are slow
 
 
 def parse_offer(message: bytes, *, network: Network) -> ParsedOffer:
@@ -366,7 +372,7 @@ def _check_rules(offer: Offer, network: Network) -> None:
         raise OfferInvalid("a key epoch without a stake")
     if offer.tee == 0 and offer.image != NO_DIGEST:
         raise OfferInvalid("an image digest without a TEE")
-    if offer.tee & TeeKind.SIMULATED and network is not Network.DEVNET:
+    if offer.tee & _SIMULATED and network is not Network.DEVNET:
         raise OfferInvalid("a simulated TEE outside the development network")  # rule S8
     if offer.context_tokens_max == 0 or offer.output_tokens_max == 0 or offer.slots == 0:
         raise OfferInvalid("an offer that could serve nothing")

@@ -17,7 +17,7 @@ Nothing here knows a stake's size: stake buys visibility, never rank. Not here: 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ DRAW_MIN: Final = 0.02
 WAIT_BELIEVED_MS_MAX: Final = 60_000
 VALUE_OF_TIME_NANO_PER_S: Final = 50_000  # 0.00005 TON: ten seconds weigh like a 1,000-token answer at 0.5 TON/M
 LISTED_MAX: Final = 10  # providers named in an error
+_TRUST_RANK: Final = {level: level.rank for level in TrustLevel}
 
 
 class Reason(Enum):
@@ -206,10 +207,10 @@ def select(candidates: Sequence[Candidate], wish: Wish, *, now: int, seed: bytes
         passed = [candidate for candidate, _ in blocked]
     dice = Dice(seed)
     expected = sorted(
-        (_score(candidate, wish, now, None) for candidate in passed),
+        (_score(candidate, wish) for candidate in passed),
         key=lambda each: (each.score, each.offer.digest),
     )
-    scored = [_score(each.candidate, wish, now, dice) for each in expected[:SHORTLIST_MAX]]
+    scored = [_draw(each, dice) for each in expected[:SHORTLIST_MAX]]
     chosen = _sample(scored, dice)
     ranked = sorted(scored, key=lambda each: (each is not chosen, each.score, each.offer.digest))
     return Choice(
@@ -251,17 +252,23 @@ def _refusal(candidate: Candidate, wish: Wish, now: int) -> Filtered | None:
         return no(Reason.MODEL, "another model")
     if verified.digest in wish.excluded or verified.provider in wish.excluded_providers:
         return no(Reason.EXCLUDED, "tried before")
-    if verified.claimed_trust.rank < wish.trust_min.rank:
+    if _TRUST_RANK[verified.claimed_trust] < _TRUST_RANK[wish.trust_min]:
         return no(Reason.TRUST, f"offers {verified.claimed_trust.value} only")
-    missing = wish.features & ~offer.features
+    missing = int(wish.features) & ~offer.features
     if missing:
         names = ", ".join(feature.name.lower() for feature in Feature if feature & missing and feature.name)
         return no(Reason.FEATURES, f"cannot do {names}")
     if wish.prompt_tokens >= offer.context_tokens_max:
         return no(Reason.CONTEXT, f"takes {offer.context_tokens_max} tokens")
-    if (price := _price_refusal(verified.prices, wish.ceiling)) is not None:
+    prices = verified.prices
+    if (price := _price_refusal(prices, wish.ceiling)) is not None:
         return no(Reason.PRICE, price)
-    worst = worst_nano(verified, wish)
+    worst = due_nano(
+        prices,
+        input_tokens=wish.prompt_tokens,
+        cached_tokens=0,
+        output_tokens=min(wish.output_tokens_max, offer.output_tokens_max),
+    )
     if worst > wish.spend_max_nano:
         return no(Reason.PRICE, f"may cost {format_ton(worst)} TON")
     if candidate.observed.blocked_until_ns > now:
@@ -285,8 +292,8 @@ def _price_refusal(prices: Prices, ceiling: PriceCeiling) -> str | None:
 # --- score -----------------------------------------------------------------------------------------------
 
 
-def _score(candidate: Candidate, wish: Wish, now: int, dice: Dice | None) -> Scored:
-    """With dice, a Thompson draw of the success rate; without, its expectation."""
+def _score(candidate: Candidate, wish: Wish) -> Scored:
+    """By the expected success rate."""
     verified = candidate.offer
     claims = verified.offer.speed
     observed = candidate.observed
@@ -301,9 +308,9 @@ def _score(candidate: Candidate, wish: Wish, now: int, dice: Dice | None) -> Sco
         first_token_ms += min(beacon.beacon.wait_ms, WAIT_BELIEVED_MS_MAX)
     tokens = min(wish.output_tokens_expected, wish.output_tokens_max, verified.offer.output_tokens_max)
     price = due_nano(verified.prices, input_tokens=wish.prompt_tokens, cached_tokens=0, output_tokens=tokens)
-    cost = price + wish.value_of_time_nano_per_s * (first_token_ms / 1000 + tokens / tokens_per_s)
-    a, b = PRIOR_SUCCESSES + observed.successes, PRIOR_FAILURES + observed.failures
-    draw = max(DRAW_MIN, a / (a + b) if dice is None else dice.beta(a, b))
+    cost = max(1.0, price + wish.value_of_time_nano_per_s * (first_token_ms / 1000 + tokens / tokens_per_s))
+    a, b = _beliefs(candidate.observed)
+    success = a / (a + b)
     return Scored(
         candidate=candidate,
         price_nano=price,
@@ -311,9 +318,19 @@ def _score(candidate: Candidate, wish: Wish, now: int, dice: Dice | None) -> Sco
         tokens_per_s=tokens_per_s,
         is_first_hand=speed is not None,
         cost_nano=cost,
-        success_draw=draw,
-        score=max(cost, 1.0) / draw**2,
+        success_draw=success,
+        score=cost / success**2,
     )
+
+
+def _draw(expected: Scored, dice: Dice) -> Scored:
+    """By a Thompson draw of the success rate instead."""
+    success = max(DRAW_MIN, dice.beta(*_beliefs(expected.candidate.observed)))
+    return replace(expected, success_draw=success, score=expected.cost_nano / success**2)
+
+
+def _beliefs(observed: Observed) -> tuple[float, float]:
+    return PRIOR_SUCCESSES + observed.successes, PRIOR_FAILURES + observed.failures
 
 
 def _sample(scored: list[Scored], dice: Dice) -> Scored | None:
