@@ -5,7 +5,8 @@ virtual time under `trio.testing.MockClock`.
     async with network.open_node(settings, key=seed) as node: ...
 
 Faults are switched on the network while it runs: `set_delay_s`, `disconnect`, `reset_streams`, `partition`,
-`heal`, `crash`. With trio's scheduler seeded, a run repeats itself; gossip and the DHT are in order anyway.
+`heal`, `crash`. The times of a run follow from its seed alone; which of two tasks that wake at one instant goes
+first is trio's choice, unless its scheduler is seeded, too.
 
 What is simplified: gossip floods every subscribed neighbour instead of a mesh; the DHT's records lie at every
 server that can be reached; connections need no handshake beyond a round trip. Addresses, the dial policy,
@@ -33,7 +34,7 @@ _FIRST_PORT = 20_000
 class MemoryNetwork:
     def __init__(self, *, delay_s: float = 0.0, seed: int = 0) -> None:
         """`delay_s` is the way from one node to another; `seed` drives all randomness of the network."""
-        self.randomness = random.Random(seed)  # noqa: S311 - a test network keeps no secrets
+        self._seed = seed
         self.nodes: dict[PeerId, MemoryNode] = {}
         self.by_address: dict[str, MemoryNode] = {}
         self._delay_s = delay_s
@@ -118,6 +119,10 @@ class MemoryNetwork:
         self._remove(self.nodes[peer])
 
     # --- for the nodes -----------------------------------------------------------------------------------
+
+    def randomness_of(self, *names: str) -> random.Random:
+        """A source of its own for each use, so that the order of tasks does not matter."""
+        return random.Random("/".join((str(self._seed), *names)))  # noqa: S311 - no secrets in a test network
 
     def can_reach(self, a: PeerId, b: PeerId) -> bool:
         of_a = [group for group in self._groups if a in group]

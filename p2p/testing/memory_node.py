@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -14,27 +13,21 @@ from p2p.addresses import Address, DialPolicy, parse_addresses_of
 from p2p.counters import Counters
 from p2p.errors import (
     AddressRefused,
-    DhtFailed,
     DialFailed,
     GossipDisabled,
-    MessageTooLarge,
     NodeClosed,
     NotConnected,
     OpenFailed,
-    PeerNotFound,
     ProtocolUnsupported,
-    SettingsInvalid,
     StreamLimitReached,
 )
 from p2p.framed import FramedStream
 from p2p.identity import peer_id_to_bytes
 from p2p.interface import (
-    DHT_KEY_BYTES,
     ConnectionInfo,
-    DhtMode,
     DialFailure,
     Direction,
-    GossipMessage,
+    Node,
     NodeSettings,
     PeerEvents,
     PeerId,
@@ -43,10 +36,9 @@ from p2p.interface import (
     StreamHandler,
     Subscription,
     Validator,
-    Verdict,
 )
-from p2p.queues import BoundedFeed
 from p2p.serving import Service, Services
+from p2p.testing.memory_overlay import MemoryDht, MemoryGossip
 from p2p.testing.pipes import Link, MemoryStream, stream_pair
 from p2p.watch import PeerWatch, keep_connected
 
@@ -56,8 +48,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("p2p")
 
 STREAMS_PER_CONNECTION_MAX = 256  # outbound, as our yamux has it
-SEEN_MAX = 4096
-RECORD_LIFE_S = 48 * 3600
 
 
 class MemoryConnection:
@@ -72,6 +62,9 @@ class MemoryConnection:
 
     def other(self, node: MemoryNode) -> MemoryNode:
         return self.listener if node is self.dialer else self.dialer
+
+    def is_lost_now(self) -> bool:
+        return self.is_lost
 
     def reset_streams(self) -> None:
         for stream in list(self.streams):
@@ -88,11 +81,6 @@ class MemoryConnection:
         self.reset_streams()
         for node in (self.dialer, self.listener):
             node.connection_lost(self)
-
-
-class Topic(BoundedFeed[GossipMessage]):
-    topic: str
-    validator: Validator
 
 
 def now_ns() -> int:
@@ -114,13 +102,8 @@ class MemoryNode:
         self._connections: list[MemoryConnection] = []
         self._failures: deque[DialFailure] = deque(maxlen=settings.limits.dial_failures_kept_max)
         self._known: dict[PeerId, tuple[Address, ...]] = {}
-        self._topics: dict[str, Topic] = {}
-        self._seen: dict[tuple[PeerId, int], None] = {}
-        self._published = 0
-        self._records: dict[bytes, dict[PeerId, tuple[PeerInfo, float]]] = {}
-        self._inbox: list[tuple[float, int, Callable[[], None]]] = []
-        self._inbox_count = 0
-        self._inbox_changed = trio.Event()
+        self.gossip = MemoryGossip(self, limits=settings.limits, counters=self._counters)
+        self.dht = MemoryDht(self)
         self._closed = False
         self._nursery: trio.Nursery
 
@@ -128,7 +111,7 @@ class MemoryNode:
 
     def start(self, nursery: trio.Nursery, bootstrap: Sequence[tuple[PeerId, Address]]) -> None:
         self._nursery = nursery
-        nursery.start_soon(self._work_inbox)
+        nursery.start_soon(self.gossip.run)
         for peer in dict.fromkeys(peer for peer, _ in bootstrap if peer != self.peer):
             nursery.start_soon(self._keep_connected, peer, [a for named, a in bootstrap if named == peer])
 
@@ -138,8 +121,7 @@ class MemoryNode:
         self._closed = True
         for connection in list(self._connections):
             connection.lose()
-        for topic in self._topics.values():
-            topic.close_nowait()
+        self.gossip.close()
         self._watch.close()
 
     def _check_open(self) -> None:
@@ -151,23 +133,9 @@ class MemoryNode:
             while self._connection_to(peer) is not None:
                 await self._watch.wait_change()
 
-        await keep_connected(lambda: self._dial(peer, addresses), wait_lost, self._network.randomness)
-
-    async def _work_inbox(self) -> None:
-        """Deliver gossip at its due time, in order."""
-        while True:
-            wait_s = self._inbox[0][0] - trio.current_time() if self._inbox else float("inf")
-            if wait_s <= 0:
-                heapq.heappop(self._inbox)[2]()
-                continue
-            with trio.move_on_after(wait_s):
-                await self._inbox_changed.wait()
-
-    def post(self, due: float, action: Callable[[], None]) -> None:
-        self._inbox_count += 1
-        heapq.heappush(self._inbox, (due, self._inbox_count, action))
-        self._inbox_changed.set()
-        self._inbox_changed = trio.Event()
+        await keep_connected(
+            lambda: self._dial(peer, addresses), wait_lost, self._network.randomness_of(self.peer, peer)
+        )
 
     # --- peers -------------------------------------------------------------------------------------------
 
@@ -341,146 +309,41 @@ class MemoryNode:
             )
         )
 
-    # --- gossip ------------------------------------------------------------------------------------------
+    # --- gossip and DHT ----------------------------------------------------------------------------------
 
-    def _check_gossip(self) -> None:
+    def _gossip(self) -> MemoryGossip:
         self._check_open()
         if not self.settings.gossip:
             raise GossipDisabled("this node was opened without gossip")
+        return self.gossip
 
     async def subscribe(self, topic: str, validator: Validator) -> Subscription:
-        self._check_gossip()
-        await trio.lowlevel.checkpoint()
-        if topic in self._topics:
-            raise SettingsInvalid(f"already subscribed to {topic}")
-
-        async def leave() -> None:
-            self._topics.pop(topic, None)
-
-        def count_drop() -> None:
-            self._counters.gossip_dropped += 1
-
-        feed = Topic(items_max=self.settings.limits.gossip_queue_max, on_close=leave, on_drop=count_drop)
-        feed.topic = topic
-        feed.validator = validator
-        self._topics[topic] = feed
-        return feed
+        return await self._gossip().join(topic, validator)
 
     async def publish(self, topic: str, data: bytes) -> int:
-        self._check_gossip()
-        await trio.lowlevel.checkpoint()
-        if len(data) > self.settings.limits.gossip_message_bytes_max:
-            raise MessageTooLarge(
-                f"a gossip message of {len(data)} bytes; the bound is {self.settings.limits.gossip_message_bytes_max}"
-            )
-        self._published += 1
-        self._counters.gossip_published += 1
-        identifier = (self.peer, self._published)
-        self._remember(identifier)
-        self._deliver(topic, data, forwarder=self.peer, source=self.peer)
-        return self._forward(topic, data, identifier, exclude=None)
-
-    def _forward(self, topic: str, data: bytes, identifier: tuple[PeerId, int], *, exclude: PeerId | None) -> int:
-        told: set[PeerId] = set()
-        for connection in self._connections:
-            there = connection.other(self)
-            if there.peer == exclude or there.peer in told or topic not in there._topics:
-                continue
-            told.add(there.peer)
-            there.post(
-                trio.current_time() + connection.link.delay_s(),
-                _Hop(there, connection, topic, data, identifier, self.peer),
-            )
-        return len(told)
-
-    def hear(self, topic: str, data: bytes, identifier: tuple[PeerId, int], forwarder: PeerId) -> None:
-        feed = self._topics.get(topic)
-        if self._closed or feed is None or identifier in self._seen or identifier[0] == self.peer:
-            return
-        self._remember(identifier)
-        try:
-            verdict = feed.validator(forwarder, data)
-        except Exception as error:  # a validator's bug must not blame a peer
-            log.warning("gossip.validator_failed", extra={"error": type(error).__name__})
-            verdict = Verdict.IGNORE
-        if verdict is Verdict.ACCEPT:
-            self._deliver(topic, data, forwarder=forwarder, source=identifier[0])
-            self._forward(topic, data, identifier, exclude=forwarder)
-        elif verdict is Verdict.REJECT:
-            self._counters.gossip_rejected += 1
-        else:
-            self._counters.gossip_ignored += 1
-
-    def _remember(self, identifier: tuple[PeerId, int]) -> None:
-        self._seen[identifier] = None
-        if len(self._seen) > SEEN_MAX:
-            del self._seen[next(iter(self._seen))]
-
-    def _deliver(self, topic: str, data: bytes, *, forwarder: PeerId, source: PeerId) -> None:
-        feed = self._topics.get(topic)
-        message = GossipMessage(topic=topic, data=data, forwarder=forwarder, source=source)
-        if feed is not None and feed.put_nowait(message):
-            self._counters.gossip_received += 1
-
-    # --- DHT ---------------------------------------------------------------------------------------------
+        return await self._gossip().send(topic, data)
 
     async def provide(self, key: bytes) -> None:
-        servers = await self._dht_servers(key)
-        if not servers:
-            raise DhtFailed("no peer of the DHT could be told")
-        expires = trio.current_time() + RECORD_LIFE_S
-        for server in servers:
-            server._records.setdefault(key, {})[self.peer] = (self._info(), expires)
+        self._check_open()
+        await self.dht.provide(key)
 
     async def find_providers(self, key: bytes, *, count_max: int) -> tuple[PeerInfo, ...]:
-        servers = await self._dht_servers(key)
-        if not servers:
-            raise DhtFailed("no peer of the DHT is known")
-        found: dict[PeerId, PeerInfo] = {}
-        for server in (self, *servers):
-            for peer, (info, expires) in server._records.get(key, {}).items():
-                if expires > trio.current_time() and peer != self.peer:
-                    found[peer] = info
-        return tuple(found.values())[:count_max]
-
-    async def _dht_servers(self, key: bytes) -> list[MemoryNode]:
         self._check_open()
-        if len(key) != DHT_KEY_BYTES:
-            raise SettingsInvalid(f"a DHT key has {DHT_KEY_BYTES} bytes")
-        delays = [connection.link.delay_s() for connection in self._connections]
-        await trio.sleep(2 * max(delays, default=0.0))
-        others = [node for node in self._network.component(self) if node is not self]
-        return [node for node in others if node.settings.dht_mode is DhtMode.SERVER]
-
-    def _info(self) -> PeerInfo:
-        return PeerInfo(peer=self.peer, addresses=self.settings.announce or self.listening)
+        return await self.dht.find_providers(key, count_max=count_max)
 
     async def find_peer(self, peer: PeerId) -> PeerInfo:
         self._check_open()
         peer_id_to_bytes(peer)
-        await trio.lowlevel.checkpoint()
-        for node in self._network.component(self):
-            if node.peer == peer and node.listening:
-                return node._info()
-        raise PeerNotFound(f"the DHT knows no usable address of {peer}")
+        return await self.dht.find_peer(peer)
+
+    def info(self) -> PeerInfo:
+        return PeerInfo(peer=self.peer, addresses=self.settings.announce or self.listening)
+
+    def component(self) -> list[MemoryNode]:
+        return self._network.component(self)
 
 
-class _Hop:
-    """One gossip message on its way; lost with its connection."""
+if TYPE_CHECKING:
 
-    def __init__(
-        self,
-        there: MemoryNode,
-        connection: MemoryConnection,
-        topic: str,
-        data: bytes,
-        identifier: tuple[PeerId, int],
-        forwarder: PeerId,
-    ) -> None:
-        self._there = there
-        self._connection = connection
-        self._message = (topic, data, identifier, forwarder)
-
-    def __call__(self) -> None:
-        if not self._connection.is_lost:
-            self._there.hear(*self._message)
+    def _keeps_the_interface(node: MemoryNode) -> Node:
+        return node

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 import trio
 
 import p2p
-from p2p.testing.contract import accept_all, echo, key_of, settings
+from p2p.testing.contract.tools import accept_all, echo, key_of, settings
 
 PROTOCOL = "/bench/1"
 FRAME_MAX = 1 << 20

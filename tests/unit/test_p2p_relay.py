@@ -9,7 +9,7 @@ import trio
 
 import p2p
 import p2p.identity
-from p2p.testing.contract import echo, key_of, settings
+from p2p.testing.contract.tools import echo, key_of, settings
 
 HOP = "/libp2p/circuit/relay/0.2.0/hop"
 STOP = "/libp2p/circuit/relay/0.2.0/stop"

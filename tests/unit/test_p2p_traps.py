@@ -24,7 +24,7 @@ from p2p.driver.negotiate import encode_line, propose
 from p2p.driver.node import Libp2pNode
 from p2p.framing import encode_frame
 from p2p.testing import contract
-from p2p.testing.contract import PROTOCOL, accept_all, echo, eventually, key_of, settings
+from p2p.testing.contract.tools import PROTOCOL, accept_all, echo, eventually, key_of, settings
 
 FRAME_MAX = 1 << 20
 LIMIT_S = 60
@@ -173,12 +173,12 @@ def by_contract(number: int, check: contract.Check) -> Any:
 @pytest.mark.parametrize(
     "check",
     [
-        by_contract(5, contract.one_good_address_among_dead_ones_is_enough),
-        by_contract(6, contract.a_burst_of_gossip_arrives_whole),
-        by_contract(7, contract.a_slow_subscriber_loses_the_newest_and_the_loss_is_counted),
-        by_contract(8, contract.opening_streams_without_end_is_refused_and_does_not_hang),
-        by_contract(9, contract.a_peer_that_restarted_is_reached_by_the_next_open),
-        by_contract(10, contract.dials_that_cross_leave_both_sides_connected),
+        by_contract(5, contract.connections.one_good_address_among_dead_ones_is_enough),
+        by_contract(6, contract.gossip.a_burst_of_gossip_arrives_whole),
+        by_contract(7, contract.gossip.a_slow_subscriber_loses_the_newest_and_the_loss_is_counted),
+        by_contract(8, contract.streams.opening_streams_without_end_is_refused_and_does_not_hang),
+        by_contract(9, contract.connections.a_peer_that_restarted_is_reached_by_the_next_open),
+        by_contract(10, contract.connections.dials_that_cross_leave_both_sides_connected),
     ],
 )
 def test_traps_that_the_contract_covers(check: contract.Check) -> None:
