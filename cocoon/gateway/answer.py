@@ -18,8 +18,8 @@ import trio
 from ..client.interface import ClientRole
 from ..errors import CocoonError, PriceTooHigh, StoreError, Unavailable
 from ..ports import Clock
-from ..serve.openai import NormalisedRequest
-from ..types import SECOND_NS
+from ..serve.openai import CHAT, NormalisedRequest, prompt_tokens_upper_bound
+from ..types import SECOND_NS, Nano, due_nano
 from .asgi import Headers, Receive, Send, response_body, response_start
 from .errors import HttpError, http_error
 from .generation import Choice, open_generations
@@ -30,7 +30,7 @@ from .sse import ChunkEncoder, error_event
 
 log = logging.getLogger("cocoon.gateway")
 
-CHAT: Final = "chat.completions"
+OFFERS_WAIT_S: Final = 2.0  # for the first offers of a model to be found; generating would wait for them as well
 
 _SSE_HEADERS: Final = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -58,11 +58,12 @@ class Answer:
         self._stream_open = False
 
     async def serve(self, receive: Receive, send: Send) -> None:
-        """Answer over HTTP. Raises `StoreError` when the spending record cannot be written; nothing has run then.
+        """Answer over HTTP. Raises `InvalidRequest` (no such model) and `StoreError` before anything has run.
 
         Returns quietly when the client has left; then the providers were told to stop.
         """
-        reservation = self._ledger.reserve(now=self._clock.now())
+        most_nano = await self._most_nano()
+        reservation = self._ledger.reserve(most_nano=most_nano, now=self._clock.now())
         last: bytes | None = None
         failure: HttpError | None = None
         try:
@@ -84,6 +85,28 @@ class Answer:
                 length = (b"content-length", b"%d" % len(last))
                 await self._send_head(send, 200, [(b"content-type", b"application/json"), length])
             await send(response_body(last, more=False))
+
+    async def _most_nano(self) -> Nano:
+        """The most that this request can sensibly cost: of the offers within its cap, the dearest, and one retry.
+
+        Reserving the cap itself would let fifty requests for a thousandth of it exhaust a day's budget at once.
+        """
+        cap_nano = self._ledger.request_max_nano
+        if cap_nano == 0:
+            return 0
+        request = self._request
+        prompt_tokens = prompt_tokens_upper_bound(request.body)
+        costs = (
+            due_nano(
+                offer.prices,
+                input_tokens=min(prompt_tokens, offer.context_tokens_max),
+                cached_tokens=0,
+                output_tokens=min(request.body.get("max_tokens", offer.output_tokens_max), offer.output_tokens_max),
+            )
+            for offer in await self._role.offers(request.model, wait_s=OFFERS_WAIT_S)
+        )
+        within_cap = [cost for cost in costs if cost * request.n <= cap_nano]
+        return min(cap_nano, 2 * request.n * max(within_cap)) if within_cap else cap_nano
 
     async def _run(self, send: Send, reservation: Reservation) -> bytes | HttpError:
         """The last bytes of the body, or why there are none.

@@ -20,7 +20,7 @@ from starlette.routing import Route
 from ..client.interface import ClientRole
 from ..errors import CocoonError, ModelNotFound
 from ..ports import Clock
-from ..serve.openai import normalise
+from ..serve.openai import CHAT, COMPLETIONS, normalise
 from ..types import SECOND_NS
 from .answer import Answer
 from .asgi import AsgiApp, Receive, Scope, Send, response_body, response_start
@@ -88,11 +88,11 @@ class _Gateway:
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions"""
-        await self._generate("chat.completions", scope, receive, send)
+        await self._generate(CHAT, scope, receive, send)
 
     async def complete(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/completions"""
-        await self._generate("completions", scope, receive, send)
+        await self._generate(COMPLETIONS, scope, receive, send)
 
     async def list_models(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /v1/models"""

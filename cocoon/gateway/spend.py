@@ -34,7 +34,7 @@ class Reservation:
     """Money set aside for one request. `amount_nano` is what it may cost at most; 0 still allows free offers."""
 
     amount_nano: Nano
-    is_reduced: bool  # the day had less left than a request's cap
+    is_reduced: bool  # the day had less left than the request might cost
     is_open: bool = True
 
 
@@ -61,6 +61,11 @@ class SpendLedger:
         self._reserved_nano: Nano = 0
 
     @property
+    def request_max_nano(self) -> Nano:
+        """What any one request may cost."""
+        return self._request_max_nano
+
+    @property
     def spent_nano(self) -> Nano:
         """Settled today."""
         return self._spent_nano
@@ -70,18 +75,19 @@ class SpendLedger:
         """Set aside for requests that run now."""
         return self._reserved_nano
 
-    def reserve(self, *, now: int) -> Reservation:
-        """Set aside what one request may cost: the request's cap, or what the day has left if that is less.
+    def reserve(self, *, most_nano: Nano, now: int) -> Reservation:
+        """Set aside what one request may cost: `most_nano`, its cap, or what the day has left, whichever is least.
 
         With nothing left the request can still use free offers; when there are none, the caller raises
         `cap_reached()`. Raises `StoreError`; then nothing has changed.
         """
         self._turn_day(now)
         left = max(0, self._day_max_nano - self._spent_nano - self._reserved_nano)
-        amount = min(self._request_max_nano, left)
+        wanted = min(most_nano, self._request_max_nano)
+        amount = min(wanted, left)
         if amount:
             self._save(self._spent_nano, self._reserved_nano + amount)
-        return Reservation(amount_nano=amount, is_reduced=amount < self._request_max_nano)
+        return Reservation(amount_nano=amount, is_reduced=amount < wanted)
 
     def cap_reached(self) -> SpendCapReached:
         """Why a request with a reduced reservation found nobody."""

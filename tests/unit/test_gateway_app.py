@@ -138,6 +138,7 @@ def test_n_choices_run_apart_and_keep_their_indices(play: Any) -> None:
     response, role = play(
         by_seed,
         post({**CHAT, "n": 3, "seed": 10}),
+        offers=[PAID],
         spend_max_request_nano=300,
         spend_max_day_nano=300,
     )
@@ -301,6 +302,7 @@ def test_a_client_that_leaves_cancels_at_the_provider(play: Any, stream: bool, n
     play(
         Script(steps=[*words("one two"), 3_600.0], offer=PAID),
         story,
+        offers=[PAID],
         spend_max_request_nano=100,
         spend_max_day_nano=100,
     )
@@ -354,7 +356,8 @@ def test_spending_stops_at_the_days_cap_and_free_offers_stay(play: Any) -> None:
             Script(refuse=PriceTooHigh("the cheapest asks 1")),
         )
     )
-    statuses = play(lambda _: next(scripts), story, spend_max_request_nano=20, spend_max_day_nano=25)
+    caps = {"spend_max_request_nano": 20, "spend_max_day_nano": 25}
+    statuses = play(lambda _: next(scripts), story, offers=[PAID], **caps)
     assert statuses == [200, 200, 200, 402]
 
 
@@ -370,7 +373,27 @@ def test_a_request_that_nobody_accepted_costs_nothing(play: Any) -> None:
         await running.http.post("/chat/completions", json=CHAT)
         assert (running.handle.ledger.spent_nano, running.handle.ledger.reserved_nano) == (0, 0)
 
-    play(Script(refuse=NoProvider("none"), offer=PAID), story, spend_max_request_nano=9, spend_max_day_nano=9)
+    caps = {"spend_max_request_nano": 9, "spend_max_day_nano": 9}
+    play(Script(refuse=NoProvider("none"), offer=PAID), story, offers=[PAID], **caps)
+
+
+def test_many_cheap_requests_at_once_do_not_exhaust_a_days_budget(play: Any) -> None:
+    cheap = offer(prices=Prices(input_nano=50_000_000, cached_input_nano=0, output_nano=200_000_000))  # the demo's
+
+    async def story(running: Running, role: FakeClientRole) -> None:
+        statuses: list[int] = []
+
+        async def ask() -> None:
+            statuses.append((await running.http.post("/chat/completions", json=CHAT)).status_code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(64):
+                nursery.start_soon(ask)
+        assert statuses == [200] * 64
+        assert running.handle.ledger.spent_nano == 64 * (50 * 7 + 200 * 2)
+
+    caps = {"spend_max_request_nano": 20_000_000, "spend_max_day_nano": 1_000_000_000}  # the defaults of `cocoon`
+    play(Script(steps=[0.3, *words("so cheap")], offer=cheap), story, offers=[cheap], **caps)
 
 
 # --- models and the rest -----------------------------------------------------------------------------------

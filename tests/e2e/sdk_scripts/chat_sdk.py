@@ -109,7 +109,7 @@ def check_streaming_usage() -> None:
 
 
 def check_stream_helper() -> None:
-    with client.chat.completions.stream(model=MODEL, messages=QUESTION, max_tokens=40) as stream:
+    with client.chat.completions.stream(model=MODEL, messages=QUESTION, max_tokens=300) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
     assert {"chunk", "content.delta", "content.done"} <= kinds, kinds
