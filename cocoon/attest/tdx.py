@@ -117,6 +117,19 @@ def verify_quote(quote: bytes, collateral: bytes, *, anchors: Anchors, now_s: in
     return _facts(claims, form.version, report, read, trail)
 
 
+def platform_of(quote: bytes) -> tuple[bytes, str]:
+    """The platform family (FMSPC) and the authority ("platform" or "processor") that a quote names, unverified.
+
+    For providers, who have to fetch the collateral of their own machine. Raises `QuoteInvalid`.
+    """
+    try:
+        parsed = dcap_qvl.parse_quote(quote)
+        fmspc, ca = parsed.fmspc(), str(parsed.ca())
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise QuoteInvalid(f"the quote names no platform: {_one_line(str(error))}", reason="tdx.fmspc") from None
+    return (bytes.fromhex(fmspc) if isinstance(fmspc, str) else bytes(fmspc)), ca
+
+
 def _run_dcap_qvl(quote: bytes, collateral: Collateral, anchors: Anchors, now_s: int) -> dict[str, Any]:
     if not 0 <= now_s < 1 << 40:
         raise StaleEvidence("the verification time is out of range", reason="tdx.time")

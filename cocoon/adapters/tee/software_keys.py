@@ -147,7 +147,7 @@ def make_crl(
 def raw_signature(key: ec.EllipticCurvePrivateKey, message: bytes, hash_algorithm: HashAlgorithm) -> bytes:
     """r‖s, each as long as the curve's order."""
     size = key.curve.key_size // 8
-    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hash_algorithm)))
+    r, s = decode_dss_signature(key.sign(message, ec.ECDSA(hash_algorithm, deterministic_signing=True)))
     return r.to_bytes(size, "big") + s.to_bytes(size, "big")
 
 
