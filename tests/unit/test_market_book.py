@@ -169,6 +169,15 @@ def test_copies_are_duplicates_and_a_copy_of_a_bad_one_is_as_bad() -> None:
     assert verdict(put(again, good)) == (Verdict.ACCEPT, "new")
 
 
+def test_copies_are_recognised_before_they_are_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    offers = OfferBook(NET)
+    put(offers, offer_bytes())
+    put(offers, offer_bytes(O2, P2)[:-1] + b"\0")
+    monkeypatch.setattr("cocoon.market.book.parse_offer", None)
+    assert verdict(put(offers, offer_bytes())) == (Verdict.IGNORE, "duplicate")
+    assert verdict(put(offers, offer_bytes(O2, P2)[:-1] + b"\0")) == (Verdict.REJECT, "duplicate")
+
+
 def test_an_offer_learned_by_asking_still_goes_on_when_gossip_brings_it() -> None:
     book = OfferBook(NET)
     message = offer_bytes(life_s=100)

@@ -208,8 +208,8 @@ def test_among_a_thousand_the_best_by_expectation_are_drawn_from() -> None:
     ]
     choice = choose(*crowd)
     assert len(choice.ranked) == 1_000
-    assert choice.chosen is not None
-    assert choice.chosen.candidate.observed.failures < SHORTLIST_MAX
+    drawn = choice.ranked[:SHORTLIST_MAX]
+    assert {each.candidate.observed.failures for each in drawn} == set(map(float, range(SHORTLIST_MAX)))
 
 
 # --- explaining ------------------------------------------------------------------------------------------

@@ -412,6 +412,40 @@ def test_a_job_that_fails_in_python_fails_alone(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_a_job_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
+    good = KnownPeer(peer=PeerId("good"), addresses=(), seen_ns=1)
+
+    async def main() -> None:
+        async with await open_at(tmp_path / "cocoon.db") as store:
+            with pytest.raises(OverflowError):
+                await store.remember_peers((good, replace(good, peer=PeerId("bad"), seen_ns=1 << 70)))
+            assert await store.known_peers(count_max=9) == ()
+
+    trio.run(main)
+
+
+def test_a_disk_that_fails_stops_the_store_for_good(tmp_path: Path) -> None:
+    """After a failed write nobody knows what the disk holds; going on could sign what was never kept."""
+
+    async def main() -> None:
+        async with await open_at(tmp_path / "cocoon.db") as store:
+            failure = sqlite3.OperationalError("disk I/O error")
+            failure.sqlite_errorcode = sqlite3.SQLITE_IOERR_FSYNC  # as SQLite reports a failed fsync
+
+            def fail(connection: sqlite3.Connection) -> None:
+                connection.execute("ROLLBACK")  # what SQLite does by itself then
+                raise failure
+
+            with pytest.raises(StoreError, match="disk I/O error"):
+                await store._do(fail)
+            with pytest.raises(StoreError, match="disk I/O error"):
+                await store.claim_slot(SLOT, DIGEST)
+        async with await open_at(tmp_path / "cocoon.db") as again:
+            await again.claim_slot(SLOT, OTHER_DIGEST)
+
+    trio.run(main)
+
+
 def test_a_cancelled_caller_leaves_the_store_working(tmp_path: Path) -> None:
     async def main() -> None:
         async with await open_at(tmp_path / "cocoon.db") as store:
