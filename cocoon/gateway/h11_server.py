@@ -301,8 +301,12 @@ class _Connection:
         self._is_gone = True
 
     async def send(self, message: Message) -> None:
-        """Write a message of the app; waits while the client does not read. Quietly does nothing once it has left."""
-        if self._is_gone:
+        """Write a message of the app; waits while the client does not read.
+
+        Cancelling may leave half a message on the wire: what follows is dropped, and the connection closes. After the
+        client has left, nothing happens.
+        """
+        if self._is_gone or self._is_torn:
             await trio.lowlevel.checkpoint()
             return
         if message["type"] == "http.response.start":

@@ -351,6 +351,28 @@ def test_a_reader_that_never_reads_is_given_up(serve: Any) -> None:
     served(serve, app, story, limits={"write_timeout_s": 0.3})
 
 
+@H11
+def test_nothing_follows_a_write_that_was_cancelled_half_way(serve: Any) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with trio.move_on_after(0.2):
+            await _flood(scope, receive, send)
+        await send(response_body(b"a last word", more=False))
+
+    async def story(port: int) -> None:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        async with stream:
+            await stream.send_all(GET)
+            await trio.sleep(0.4)
+            received = b""
+            async for piece in stream:
+                received += piece
+            assert len(received) > 100_000
+            assert b"a last word" not in received  # it would stand inside the chunk that was cut
+            assert not received.endswith(b"0\r\n\r\n")
+
+    served(serve, app, story)
+
+
 @BOTH
 def test_a_stalled_reader_does_not_hold_up_a_stop(serve: Any) -> None:
     async def story(port: int) -> socket.socket:
