@@ -1,0 +1,44 @@
+"""Kademlia DHT, sans-IO: a node, its routing table, lookups and stores."""
+
+from p2p.kad.machine import Ask, Done, Effect, KadNode, Send, TooManyOperations
+from p2p.kad.messages import KadMessage, KadMessageInvalid, KadPeer, Kind, Record, decode_message, encode_message
+from p2p.kad.operations import (
+    ClosestFound,
+    PeerFound,
+    Provided,
+    ProvidersFound,
+    Result,
+    ValueFound,
+    ValuePut,
+)
+from p2p.kad.settings import KadSettings
+from p2p.kad.store import RecordInvalid, RecordValidator
+from p2p.kad.table import network_groups, no_groups
+
+__all__ = [
+    "Ask",
+    "ClosestFound",
+    "Done",
+    "Effect",
+    "KadMessage",
+    "KadMessageInvalid",
+    "KadNode",
+    "KadPeer",
+    "KadSettings",
+    "Kind",
+    "PeerFound",
+    "Provided",
+    "ProvidersFound",
+    "Record",
+    "RecordInvalid",
+    "RecordValidator",
+    "Result",
+    "Send",
+    "TooManyOperations",
+    "ValueFound",
+    "ValuePut",
+    "decode_message",
+    "encode_message",
+    "network_groups",
+    "no_groups",
+]
