@@ -80,6 +80,8 @@ class OfferExchange:
         self._clock = clock
         self._save_proof = save_proof
         self._joined: set[int] = set()
+        self._topics: set[str] = set()
+        self._joining = trio.Lock()
         self._changed = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._own_offers: dict[Digest, bytes] = {}
@@ -113,10 +115,13 @@ class OfferExchange:
             await self._join_shard(shard)
 
     async def _join_shard(self, shard: int) -> None:
-        if shard in self._joined:
-            return
+        async with self._joining:  # so that a cancelled join is no half join, and nobody joins twice
+            if shard not in self._joined:
+                await self._subscribe(shard)
+                self._joined.add(shard)
+
+    async def _subscribe(self, shard: int) -> None:
         assert self._nursery is not None, "run() comes first"
-        self._joined.add(shard)
 
         def judge_offer(forwarder: PeerId, message: bytes) -> Verdict:
             return self._judged(self.book.receive_offer(forwarder, message, now=self._clock.now(), shard=shard))
@@ -128,8 +133,10 @@ class OfferExchange:
             (offers_topic(self._network_id, shard), judge_offer),
             (load_topic(self._network_id, shard), judge_beacon),
         ):
-            subscription = await self._network.subscribe(topic, judge)
-            self._nursery.start_soon(_drain, subscription)
+            if topic not in self._topics:
+                subscription = await self._network.subscribe(topic, judge)
+                self._topics.add(topic)
+                self._nursery.start_soon(_drain, subscription)
 
     def _judged(self, judgement: Judgement) -> Verdict:
         self._perform(judgement.effects)

@@ -184,8 +184,8 @@ class Client:
     async def follow(self, model: Digest) -> None:
         """Hear this model's offers from now on. Idempotent, bounded."""
         if model not in self._followed and len(self._followed) < MODELS_FOLLOWED_MAX:
-            self._followed[model] = None
             await self._exchange.join(model)
+            self._followed.setdefault(model, None)
 
     async def look_up(self, model: Digest) -> None:
         """Ask the DHT and our peers for offers of this model, and follow it from now on."""
