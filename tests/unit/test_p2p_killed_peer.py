@@ -37,7 +37,7 @@ def test_a_stream_to_a_killed_process_is_reset_within_two_seconds() -> None:
                 with pytest.raises(p2p.StreamReset):
                     await stream.receive()
                 assert time.monotonic() - started < 2
-                with pytest.raises(p2p.DialFailed, match="connection (refused|reset)"):
+                with pytest.raises(p2p.DialFailed, match=r"connection (refused|reset)"):
                     await client.open_stream(peer, PROTOCOL, addresses=[address], frame_bytes_max=1 << 20)
 
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
