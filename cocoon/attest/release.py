@@ -184,7 +184,7 @@ def read_manifest(data: bytes, *, builders: tuple[bytes, ...] = ()) -> Release:
             models=models,
             model_roots=tuple(
                 (_hex(model, DIGEST_BYTES), bytes.fromhex(root))
-                for model, root in dict(value.get("model_roots", {})).items()
+                for model, root in _mapping(value.get("model_roots", {})).items()
             ),
             not_before_s=_count(value.get("not_before_s", 0)),
             expires_s=_count(value["expires_s"]),
@@ -209,6 +209,12 @@ def _hex(value: Any, size: int) -> bytes:
 
 def _list(value: Any, count_max: int) -> list[Any]:
     if not isinstance(value, list) or len(value) > count_max:
+        raise ValueError
+    return value
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or len(value) > limits.RTMR0_SET_MAX:
         raise ValueError
     return value
 
