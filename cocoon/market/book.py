@@ -8,9 +8,8 @@ and the memory of duplicates are touched only afterwards.
 Per (operator, peer, model) the newest seq stands. A second digest for one slot is equivocation: the proof is kept
 and emitted, the conflicting copy goes on (so that others see both), and the operator is shunned for an hour.
 
-Memory is bounded in two pools. Offers whose stake is a cached chain fact have the large one; all others, those that
-name a stake nobody looked up included, share the small one. A full pool makes room at the cost of whoever
-holds most of it: first by operator, then by the neighbour that brought the offers.
+Memory is bounded in two pools (`table`). Offers whose stake is a cached chain fact have the large one; all others,
+those that name a stake nobody looked up included, share the small one.
 
 Not here: chain look-ups (facts are passed in), ranking (`selection`), our own offers (`publisher`).
 """
@@ -18,10 +17,9 @@ Not here: chain look-ups (facts are passed in), ranking (`selection`), our own o
 from __future__ import annotations
 
 import hashlib
-import heapq
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from ..errors import BadSignature, DecodeError, LimitExceeded, OfferInvalid
@@ -30,7 +28,6 @@ from ..types import MILLISECOND_NS, NO_DIGEST, SECOND_NS, Digest, Network, PeerI
 from ..wire import limits
 from .beacon import (
     BEACON_LIFE_NS,
-    MODEL_PREFIX_BYTES,
     VerifiedBeacon,
     parse_beacon,
     verify_parsed_beacon,
@@ -50,30 +47,18 @@ from .effects import (
 from .equivocation import EquivocationProof, SignedStatement
 from .keys import shard_of
 from .offer import OfferKey, ParsedOffer, VerifiedOffer, parse_offer, verify_parsed
-from .rates import Bucket, Buckets, Rate
+from .rates import Buckets, Rate
+from .table import BookLimits, Entry, OfferTable, statement_of
 
 CLOCK_SKEW_NS: Final = 60 * SECOND_NS  # how far ahead of ours a sender's clock may be
-OFFER_RATE: Final = Rate(interval_ns=30 * SECOND_NS, burst=2)  # per (O, P, model); 2: arrival times jitter
-BEACON_RATE: Final = Rate(interval_ns=5 * SECOND_NS, burst=2)
 OPERATOR_RATE: Final = Rate(interval_ns=4 * SECOND_NS, burst=64)  # all offers of one O; a full set at once
 FORWARDER_OFFER_RATE: Final = Rate(interval_ns=SECOND_NS // 20, burst=400)  # two signatures of 0.1 ms each
 FORWARDER_BEACON_RATE: Final = Rate(interval_ns=SECOND_NS // 100, burst=500)
 FORWARDERS_MAX: Final = 1_024  # more neighbours than any node keeps
 SEEN_MAX: Final = 16_384  # message hashes remembered: an hour of a large market's offers
-STATEMENTS_PER_OFFER_MAX: Final = 8  # slots remembered per (O, P, model), against equivocation in older seqs
 SHUN_NS: Final = limits.OFFER_LIFE_MAX_S * SECOND_NS  # an equivocator's offers are all dead by then
 SHUNNED_MAX: Final = 4_096
 STAKES_WANTED_MAX: Final = 1_024  # asked for once each until forgotten
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BookLimits:
-    """How much the book holds. An offer takes about 5 KB as objects (measured; see the README)."""
-
-    staked_offers_max: int = 3_072
-    unstaked_offers_max: int = 1_024  # the "small quota" of `design.md` §4
-    staked_offers_per_operator_max: int = 64
-    unstaked_offers_per_operator_max: int = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,54 +85,35 @@ class ListedOffer:
         return self.offer.offer.stake if self.is_staked else self.offer.offer.operator
 
 
-@dataclass(slots=True, kw_only=True)
-class _Entry:
-    offer: VerifiedOffer
-    forwarder: PeerId  # who brought this key first; it is charged for the place
-    is_staked: bool
-    listed_ns: int
-    beacon: VerifiedBeacon | None = None
-    offer_bucket: Bucket = field(default_factory=lambda: Bucket(OFFER_RATE))
-    beacon_bucket: Bucket = field(default_factory=lambda: Bucket(BEACON_RATE))
-    statements: OrderedDict[Digest, SignedStatement] = field(default_factory=OrderedDict)
-
-
 class OfferBook:
     """One per node. `receive_offer` and `receive_beacon` are the validators of the gossip topics."""
 
     def __init__(self, network: Network, *, limits: BookLimits | None = None) -> None:
         self._network = network
-        self._limits = limits or BookLimits()
-        self._entries: dict[OfferKey, _Entry] = {}
-        self._by_model: dict[Digest, dict[OfferKey, None]] = {}
-        self._by_operator: dict[bytes, dict[OfferKey, None]] = {}
-        self._by_beacon_key: dict[tuple[bytes, bytes, bytes], OfferKey] = {}
-        self._unstaked = 0
-        self._expiries: list[tuple[int, OfferKey, Digest]] = []
+        limits = limits or BookLimits()
+        self._table = OfferTable(limits)
         self._stakes: dict[bytes, StakeFact] = {}
         self._stakes_wanted: OrderedDict[bytes, None] = OrderedDict()
         self._shunned: OrderedDict[bytes, int] = OrderedDict()
         self._seen: OrderedDict[bytes, Verdict] = OrderedDict()
         self._ungossiped: OrderedDict[bytes, tuple[int, int]] = OrderedDict()
         self._operators: Buckets[bytes] = Buckets(
-            OPERATOR_RATE, count_max=2 * (self._limits.staked_offers_max + self._limits.unstaked_offers_max)
+            OPERATOR_RATE, count_max=2 * (limits.staked_offers_max + limits.unstaked_offers_max)
         )
         self._offer_forwarders: Buckets[PeerId] = Buckets(FORWARDER_OFFER_RATE, count_max=FORWARDERS_MAX)
         self._beacon_forwarders: Buckets[PeerId] = Buckets(FORWARDER_BEACON_RATE, count_max=FORWARDERS_MAX)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._table)
 
     # --- what is on offer --------------------------------------------------------------------------------
 
     def listed(self, model: Digest | None = None, *, now: int) -> tuple[ListedOffer, ...]:
         """Offers in force, of one model or of all."""
-        keys = self._entries if model is None else self._by_model.get(model, {})
         return tuple(
             _show(entry, now)
-            for key in keys
-            if (entry := self._entries[key]).offer.offer.not_before_s * SECOND_NS <= now + CLOCK_SKEW_NS
-            and now < entry.offer.expiry_ns
+            for entry in self._table.entries(model)
+            if entry.offer.offer.not_before_s * SECOND_NS <= now + CLOCK_SKEW_NS and now < entry.offer.expiry_ns
         )
 
     def find(self, digest: Digest, *, now: int) -> ListedOffer | None:
@@ -157,7 +123,7 @@ class OfferBook:
     def models(self) -> tuple[ModelRef, ...]:
         """Every (name, digest) that some offer uses: suggestions only (rule G5), most offered first."""
         counts: dict[ModelRef, int] = {}
-        for entry in self._entries.values():
+        for entry in self._table.entries():
             ref = ModelRef(name=entry.offer.offer.model_name, digest=entry.offer.model)
             counts[ref] = counts.get(ref, 0) + 1
         return tuple(sorted(counts, key=lambda ref: (-counts[ref], ref.name, ref.digest)))
@@ -189,8 +155,7 @@ class OfferBook:
             return _ignore("expired")
         if self._shunned.get(offer.operator, 0) > now:
             return _ignore("shunned")
-        key = (offer.operator, offer.peer, offer.model)
-        entry = self._entries.get(key)
+        entry = self._table.get((offer.operator, offer.peer, offer.model))
         known = entry.statements.get(parsed.slot) if entry is not None else None
         if known is not None and known.digest == parsed.digest:
             return _ignore("duplicate")
@@ -206,7 +171,7 @@ class OfferBook:
                 return _ignore("offer_rate")
             if not self._operators.has_token(offer.operator, now):
                 return _ignore("operator_rate")
-            if entry is None and not self._has_room(offer.operator, forwarder, is_staked=fact is not None):
+            if entry is None and not self._table.has_room(offer.operator, forwarder, is_staked=fact is not None):
                 return _ignore("full")
         try:
             verified = verify_parsed(parsed)
@@ -239,8 +204,7 @@ class OfferBook:
             return _ignore("early")
         if at_ns + BEACON_LIFE_NS <= now:
             return _ignore("expired")
-        key = self._by_beacon_key.get((beacon.operator, beacon.peer, beacon.model_prefix))
-        entry = self._entries.get(key) if key is not None else None
+        entry = self._table.of_beacon(beacon.operator, beacon.peer, beacon.model_prefix)
         if entry is None:
             return _ignore("unknown_offer")
         if entry.beacon is not None and beacon.at_ms <= entry.beacon.beacon.at_ms:
@@ -274,30 +238,26 @@ class OfferBook:
                 self._stakes.pop(stake, None)
             else:
                 self._stakes[stake] = fact
-        for key, entry in list(self._entries.items()):
+        for entry in tuple(self._table.entries()):
             stake = entry.offer.offer.stake
             if stake not in facts or stake == NO_DIGEST:
                 continue
             fact = facts[stake]
             if fact is None or not _is_stake_of(entry.offer, fact):
-                effects.append(self._delist(key, DelistReason.EVICTED))
-            elif not entry.is_staked:
-                entry.is_staked = True
-                self._unstaked -= 1
+                effects.append(self._delist(entry.offer.key, DelistReason.EVICTED))
+            else:
+                self._table.set_staked(entry, True)
         return tuple(effects)
 
     def deadline(self) -> int | None:
         """When `on_time` has something to do."""
-        while self._expiries and not self._is_listed(self._expiries[0]):
-            heapq.heappop(self._expiries)
-        return self._expiries[0][0] if self._expiries else None
+        return self._table.deadline()
 
     def on_time(self, *, now: int) -> tuple[BookEffect, ...]:
         """Drop what expired."""
         effects: list[BookEffect] = []
-        while (when := self.deadline()) is not None and when <= now:
-            _, key, _ = heapq.heappop(self._expiries)
-            effects.append(self._delist(key, DelistReason.EXPIRED))
+        while (entry := self._table.pop_expired(now)) is not None:
+            effects.append(_delisted(entry.offer, DelistReason.EXPIRED))
         for buckets in (self._offer_forwarders, self._beacon_forwarders):
             buckets.forget_full(now)
         self._operators.forget_full(now)
@@ -329,31 +289,20 @@ class OfferBook:
 
     def _list(self, offer: VerifiedOffer, forwarder: PeerId, *, is_staked: bool, now: int) -> Judgement:
         effects: list[BookEffect] = []
-        key, operator = offer.key, offer.offer.operator
-        entry = self._entries.get(key)
+        operator = offer.offer.operator
+        entry = self._table.get(offer.key)
         if entry is None:
-            victim = self._victim(operator, forwarder, is_staked=is_staked)
+            victim = self._table.victim(operator, forwarder, is_staked=is_staked)
             if victim is not None:
                 effects.append(self._delist(victim, DelistReason.EVICTED))
-            entry = _Entry(offer=offer, forwarder=forwarder, is_staked=is_staked, listed_ns=now)
-            self._entries[key] = entry
-            self._by_model.setdefault(offer.model, {})[key] = None
-            self._by_operator.setdefault(operator, {})[key] = None
-            self._by_beacon_key[_beacon_key(key)] = key
-            self._unstaked += not is_staked
+            entry = Entry(offer=offer, forwarder=forwarder, is_staked=is_staked, listed_ns=now)
+            self._table.add(entry)
         else:
-            effects.append(
-                Emit(event=OfferDelisted(digest=entry.offer.digest, operator=operator, reason=DelistReason.REPLACED))
-            )
-            self._unstaked += entry.is_staked - is_staked
-            entry.offer, entry.is_staked, entry.listed_ns = offer, is_staked, now
+            effects.append(_delisted(entry.offer, DelistReason.REPLACED))
+            self._table.renew(entry, offer, is_staked=is_staked, now=now)
+        entry.remember_statement()
         entry.offer_bucket.take(now)
         self._operators.take(operator, now)
-        entry.statements[offer.slot] = _statement(offer)
-        if len(entry.statements) > STATEMENTS_PER_OFFER_MAX:
-            entry.statements.popitem(last=False)
-        heapq.heappush(self._expiries, (offer.expiry_ns, key, offer.digest))
-        self._compact_expiries()
         effects.append(Emit(event=OfferListed(offer=offer)))
         stake = offer.offer.stake
         if not is_staked and stake != NO_DIGEST and stake not in self._stakes_wanted:
@@ -370,10 +319,10 @@ class OfferBook:
             operator=operator,
             slot=offer.slot,
             first=known,
-            second=_statement(offer),
+            second=statement_of(offer),
         )
         effects: list[BookEffect] = [Persist(proof=proof)]
-        effects += [self._delist(key, DelistReason.EQUIVOCATED) for key in list(self._by_operator.get(operator, ()))]
+        effects += [self._delist(key, DelistReason.EQUIVOCATED) for key in self._table.keys_of(operator)]
         self._shunned[operator] = now + SHUN_NS
         self._shunned.move_to_end(operator)
         if len(self._shunned) > SHUNNED_MAX:
@@ -381,94 +330,22 @@ class OfferBook:
         effects.append(Emit(event=EquivocationFound(proof=proof)))
         return Judgement(verdict=Verdict.ACCEPT, reason="equivocation", effects=tuple(effects))
 
-    def _has_room(self, operator: bytes, forwarder: PeerId, *, is_staked: bool) -> bool:
-        """Whether a new key of this operator may enter, perhaps at another's cost."""
-        bounds = self._limits
-        held = len(self._by_operator.get(operator, ()))
-        own_max = bounds.staked_offers_per_operator_max if is_staked else bounds.unstaked_offers_per_operator_max
-        if held >= own_max:
-            return False
-        return not self._is_full(is_staked) or self._victim(operator, forwarder, is_staked=is_staked) is not None
-
-    def _is_full(self, is_staked: bool) -> bool:
-        if is_staked:
-            return len(self._entries) - self._unstaked >= self._limits.staked_offers_max
-        return self._unstaked >= self._limits.unstaked_offers_max
-
-    def _victim(self, operator: bytes, forwarder: PeerId, *, is_staked: bool) -> OfferKey | None:
-        """Whose place a newcomer takes in a full pool: that of whoever holds at least two more than it would."""
-        if not self._is_full(is_staked):
-            return None
-        by_operator: dict[bytes, int] = {}
-        by_forwarder: dict[PeerId, int] = {}
-        for key, entry in self._entries.items():
-            if entry.is_staked == is_staked:
-                by_operator[key[0]] = by_operator.get(key[0], 0) + 1
-                by_forwarder[entry.forwarder] = by_forwarder.get(entry.forwarder, 0) + 1
-        largest = max(by_operator, key=lambda each: by_operator[each])
-        if by_operator[largest] > by_operator.get(operator, 0) + 1:
-            return self._soonest(is_staked, operator=largest)
-        busiest = max(by_forwarder, key=lambda each: by_forwarder[each])
-        if by_forwarder[busiest] > by_forwarder.get(forwarder, 0) + 1:
-            return self._soonest(is_staked, forwarder=busiest)
-        return None
-
-    def _soonest(self, is_staked: bool, *, operator: bytes | None = None, forwarder: PeerId | None = None) -> OfferKey:
-        """Of these, the key whose offer expires first."""
-        return min(
-            (
-                key
-                for key, entry in self._entries.items()
-                if entry.is_staked == is_staked
-                and (operator is None or key[0] == operator)
-                and (forwarder is None or entry.forwarder == forwarder)
-            ),
-            key=lambda key: (self._entries[key].offer.expiry_ns, key),
-        )
-
     def _delist(self, key: OfferKey, reason: DelistReason) -> Emit:
-        entry = self._entries.pop(key)
-        operator, _, model = key
-        self._unstaked -= not entry.is_staked
-        for index, name in ((self._by_model, model), (self._by_operator, operator)):
-            del index[name][key]
-            if not index[name]:
-                del index[name]
-        if self._by_beacon_key.get(_beacon_key(key)) == key:
-            del self._by_beacon_key[_beacon_key(key)]
-        return Emit(event=OfferDelisted(digest=entry.offer.digest, operator=operator, reason=reason))
-
-    def _is_listed(self, expiry: tuple[int, OfferKey, Digest]) -> bool:
-        entry = self._entries.get(expiry[1])
-        return entry is not None and entry.offer.digest == expiry[2]
-
-    def _compact_expiries(self) -> None:
-        if len(self._expiries) > 4 * len(self._entries) + 64:  # renewals leave their old deadlines behind
-            self._expiries = [expiry for expiry in self._expiries if self._is_listed(expiry)]
-            heapq.heapify(self._expiries)
+        return _delisted(self._table.remove(key).offer, reason)
 
 
 def _ignore(reason: str) -> Judgement:
     return Judgement(verdict=Verdict.IGNORE, reason=reason)
 
 
-def _show(entry: _Entry, now: int) -> ListedOffer:
+def _show(entry: Entry, now: int) -> ListedOffer:
     beacon = entry.beacon if entry.beacon is not None and now < entry.beacon.expiry_ns else None
     return ListedOffer(offer=entry.offer, beacon=beacon, is_staked=entry.is_staked, listed_ns=entry.listed_ns)
 
 
-def _beacon_key(key: OfferKey) -> tuple[bytes, bytes, bytes]:
-    return (key[0], key[1], key[2][:MODEL_PREFIX_BYTES])
+def _delisted(offer: VerifiedOffer, reason: DelistReason) -> Emit:
+    return Emit(event=OfferDelisted(digest=offer.digest, operator=offer.offer.operator, reason=reason))
 
 
 def _is_stake_of(offer: ParsedOffer | VerifiedOffer, fact: StakeFact) -> bool:
     return offer.offer.operator == fact.operator and offer.offer.key_epoch == fact.key_epoch and fact.amount_nano > 0
-
-
-def _statement(offer: VerifiedOffer) -> SignedStatement:
-    return SignedStatement(
-        stake=offer.offer.stake,
-        key_epoch=offer.offer.key_epoch,
-        digest=offer.digest,
-        signature=offer.signature,
-    )

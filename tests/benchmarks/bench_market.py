@@ -22,10 +22,11 @@ import trio
 
 from cocoon.adapters.clock import SystemClock, entropy
 from cocoon.adapters.store import SqliteStore
-from cocoon.market.book import BookLimits, OfferBook
+from cocoon.market.book import OfferBook
 from cocoon.market.history import History
 from cocoon.market.offer import parse_offer, verify_parsed
 from cocoon.market.selection import Wish, gather, select
+from cocoon.market.table import BookLimits
 from cocoon.types import PeerId, Prices, TrustLevel, ton
 from tests.fakes.market import MODEL, NET, NOW, SPEC, Key, beacon_bytes, offer_bytes
 

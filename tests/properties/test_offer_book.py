@@ -9,10 +9,11 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from cocoon.market.book import SHUN_NS, STATEMENTS_PER_OFFER_MAX, BookLimits, OfferBook, StakeFact
+from cocoon.market.book import SHUN_NS, OfferBook, StakeFact
 from cocoon.market.effects import Persist
 from cocoon.market.equivocation import verify_proof
 from cocoon.market.offer import OfferKey, VerifiedOffer
+from cocoon.market.table import STATEMENTS_PER_OFFER_MAX, BookLimits
 from cocoon.ports import Verdict
 from cocoon.types import NO_DIGEST, SECOND_NS, PeerId
 from tests.fakes.market import NET, NOW, NOW_S, Key, model_number, offer
@@ -168,18 +169,18 @@ class BoundedBook(RuleBasedStateMachine):
 
     @invariant()
     def nothing_outgrows_its_bound_and_all_indices_agree(self) -> None:
-        book = self.book
-        entries = book._entries
+        table = self.book._table
+        entries = table._entries
         unstaked = sum(not entry.is_staked for entry in entries.values())
-        assert book._unstaked == unstaked
+        assert table._unstaked == unstaked
         # A chain fact may move offers from one pool to the other, so only the sum is strict.
         assert len(entries) <= self.LIMITS.staked_offers_max + 2 * self.LIMITS.unstaked_offers_max
-        for index, position in ((book._by_operator, 0), (book._by_model, 2)):
+        for index, position in ((table._by_operator, 0), (table._by_model, 2)):
             assert {key for keys in index.values() for key in keys} == set(entries)
             assert all(key[position] == name for name, keys in index.items() for key in keys)
             assert all(index.values())
-        assert set(book._by_beacon_key.values()) == set(entries)
-        assert {expiry[1] for expiry in book._expiries if book._is_listed(expiry)} == set(entries)
+        assert set(table._by_prefix.values()) == set(entries)
+        assert {expiry[1] for expiry in table._expiries if table._is_live(expiry)} == set(entries)
 
 
 BookAgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)

@@ -11,10 +11,7 @@ from cocoon.market.beacon import Load
 from cocoon.market.book import (
     CLOCK_SKEW_NS,
     FORWARDER_OFFER_RATE,
-    OFFER_RATE,
     SHUN_NS,
-    STATEMENTS_PER_OFFER_MAX,
-    BookLimits,
     OfferBook,
     StakeFact,
 )
@@ -31,6 +28,7 @@ from cocoon.market.effects import (
 )
 from cocoon.market.equivocation import verify_proof
 from cocoon.market.keys import shard_of
+from cocoon.market.table import OFFER_RATE, STATEMENTS_PER_OFFER_MAX, BookLimits
 from cocoon.ports import Verdict
 from cocoon.types import SECOND_NS, PeerId
 from cocoon.wire import limits
@@ -403,8 +401,8 @@ def test_renewing_for_a_day_leaves_no_memory_behind() -> None:
         assert put(book, offer_bytes(seq=n + 1, now_s=now // SECOND_NS), now=now).verdict is Verdict.ACCEPT
         book.on_time(now=now)
     assert len(book) == 1
-    assert len(book._expiries) <= 128
-    (entry,) = book._entries.values()
+    assert len(book._table._expiries) <= 128
+    (entry,) = book._table.entries()
     assert len(entry.statements) <= STATEMENTS_PER_OFFER_MAX
     assert len(book._operators) <= 1
 

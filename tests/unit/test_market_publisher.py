@@ -9,11 +9,12 @@ import pytest
 
 from cocoon.errors import LocalProtocolError
 from cocoon.market.beacon import Load, parse_beacon
-from cocoon.market.book import OFFER_RATE, OfferBook
+from cocoon.market.book import OfferBook
 from cocoon.market.effects import PrepareOffer, Provide, Publish, PublisherEffect
 from cocoon.market.keys import load_topic, model_keys, offers_topic, shard_of
 from cocoon.market.offer import OfferSpec, VerifiedOffer
 from cocoon.market.publisher import MODELS_MAX, OFFER_INTERVAL_NS, RETRY_MAX_NS, OfferPublisher
+from cocoon.market.table import OFFER_RATE
 from cocoon.ports import Verdict
 from cocoon.types import SECOND_NS, Prices
 from cocoon.wire.messages import OffersQuery
