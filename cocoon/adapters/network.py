@@ -65,7 +65,7 @@ async def open_network(
     """One peer on real sockets. `allow_private_addresses` is for the devnet only (rule G4).
 
     Unreachable bootstrap peers are no error here: `PeerNetwork.wait_connected` says. Raises `ConfigError` for an
-    address that does not parse and `Unavailable` for one that cannot be listened at. The first call imports
+    address that does not parse or cannot be listened at. The first call imports
     libp2p, which takes a second or two.
     """
     settings = p2p.NodeSettings(
@@ -290,10 +290,8 @@ def _mapped_while_opening() -> Iterator[None]:
     try:
         yield
     except p2p.ListenFailed as error:
-        raise Unavailable(
-            str(error),
-            advice="Choose another address with --listen, or stop the program that uses this one.",
-            retryable=False,
+        raise ConfigError(
+            str(error), advice="Choose another address with --listen, or stop the program that uses this one."
         ) from error
     except (p2p.SettingsInvalid, p2p.AddressInvalid, p2p.PeerIdInvalid) as error:
         raise ConfigError(str(error), advice="An address looks like /ip4/192.0.2.7/tcp/4642/p2p/12D3KooW…") from error

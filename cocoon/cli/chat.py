@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="default: the only model on offer, if there is only one")
     parser.add_argument("--system", metavar="TEXT", help="a system message to start with")
     parser.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer")
-    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="default: 0, the likeliest words")
     parser.add_argument("--spend-max", metavar="TON", help="what one answer may cost at most (default: 0.02)")
     add_common(parser)
     add_bootstrap(parser)

@@ -26,7 +26,7 @@ from ..adapters.network import peer_of_seed, warm_up
 from ..api.opening import open_role
 from ..api.terms import OPEN_TIMEOUT_S, open_terms
 from ..client.interface import ClientRole, OfferView
-from ..config import Config, Home
+from ..config import Home
 from ..errors import NoProvider
 from ..trust import Open
 from ..types import Secret, format_ton
@@ -35,7 +35,7 @@ from .children import Child, ChildGroup, children
 from .console import Console
 from .keys import new_api_key
 from .options import Setup
-from .stacks import OPEN_WARNING, open_api
+from .stacks import OPEN_WARNING, check_port_free, open_api
 from .views import brief_peer
 
 PREFIX: Final = "cocoon-demo-"
@@ -58,11 +58,12 @@ async def run_demo(
     """The whole demo. `question` asks once; otherwise it runs until it is cancelled."""
     started_at = time.monotonic()
     key = Secret((api_key or new_api_key()).encode())
+    await check_port_free(prepared.config)
     console.notice(OPEN_WARNING)
     console.say(f"{model} is a TEST MODEL: two megabytes, a few made-up facts." if model == "cocoon-tiny" else model)
-    with _directory(prepared.home if keep_home else None) as folder:
+    with demo_directory(prepared.home if keep_home else None) as folder:
         async with children(folder) as group:
-            bootstrap, running = await _start_peers(group, folder, console, prepared.config, providers, model)
+            bootstrap, running = await _start_peers(group, folder, console, prepared, providers, model)
             terms = open_terms(
                 bootstrap=(bootstrap,), trust=Open(), network="devnet", timeout_s=OPEN_TIMEOUT_S, home=folder
             )
@@ -97,7 +98,7 @@ async def run_demo(
 
 
 async def _start_peers(
-    group: ChildGroup, folder: Path, console: Console, config: Config, providers: int, model: str
+    group: ChildGroup, folder: Path, console: Console, prepared: Setup, providers: int, model: str
 ) -> tuple[str, list[Child]]:
     """The node and the providers, all at once: the node's address is known before it runs."""
     console.progress(f"starting a bootstrap node and {providers} providers …")
@@ -105,7 +106,7 @@ async def _start_peers(
     seed = load_or_create_seed(node_home.peer_key_path, entropy=entropy)
     listen = f"/ip4/127.0.0.1/tcp/{_free_port()}"
     bootstrap = f"{listen}/p2p/{peer_of_seed(seed)}"
-    common = ["--network", config.network, "--log-level", "info"]
+    common = ["--network", prepared.config.network, "--log-level", prepared.log_level]
     running: list[Child] = []
 
     async def start_node() -> None:
@@ -193,12 +194,13 @@ def _say_what_to_try(
     console.line(f"   curl {base_url}/chat/completions -H 'Authorization: Bearer {secret}' \\")
     console.line("        -H 'Content-Type: application/json' \\")
     console.line(
-        f'        -d \'{{"model": "{model}", "messages": [{{"role": "user", "content": "What is Cocoon?"}}]}}\'\n'
+        f'        -d \'{{"model": "{model}", "temperature": 0, '
+        '"messages": [{"role": "user", "content": "What is Cocoon?"}]}\'\n'
     )
     console.line("2. Ask with the OpenAI SDK:\n")
     console.line(f'   from openai import OpenAI; client = OpenAI(base_url="{base_url}", api_key="{secret}")')
     console.line(
-        f'   print(client.chat.completions.create(model="{model}", '
+        f'   print(client.chat.completions.create(model="{model}", temperature=0, '
         'messages=[{"role": "user", "content": "What is Cocoon?"}]))\n'
     )
     console.line(
@@ -225,7 +227,7 @@ def _prices(number: int) -> tuple[str, str]:
 
 
 @contextmanager
-def _directory(home: Home | None) -> Iterator[Path]:
+def demo_directory(home: Home | None) -> Iterator[Path]:
     """The demo's directory, locked while it is in use. A home that was asked for is kept."""
     if home is not None:
         yield home.create().path

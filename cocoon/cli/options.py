@@ -18,6 +18,7 @@ class Setup:
 
     home: Home
     config: Config
+    log_level: str
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +60,8 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 def setup(args: argparse.Namespace, **changes: object) -> Setup:
     """Read the home's configuration and put the arguments, and `changes` (`section__key`), over it."""
-    configure(level="debug" if args.debug else args.log_level)
+    log_level = "debug" if args.debug else args.log_level
+    configure(level=log_level)
     if args.exit_with_parent:
         from .running import exit_with_parent
 
@@ -73,7 +75,7 @@ def setup(args: argparse.Namespace, **changes: object) -> Setup:
         "client.trust": getattr(args, "trust", None),
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
-    return Setup(home=home, config=override(home.read_config(), named))
+    return Setup(home=home, config=override(home.read_config(), named), log_level=log_level)
 
 
 def chosen_trust(config: Config) -> TrustPolicy:

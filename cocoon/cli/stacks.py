@@ -23,7 +23,7 @@ from ..api.opening import open_role, wait_connected
 from ..api.terms import OPEN_TIMEOUT_S, open_terms
 from ..client.interface import ClientRole
 from ..config import Config, Home
-from ..gateway.server import GatewayHandle, open_gateway
+from ..gateway.server import GatewayHandle, bind, open_gateway
 from ..gateway.settings import GatewaySettings
 from ..node.plain import open_plain_node
 from ..node.provider import ProviderSettings, open_provider
@@ -170,6 +170,7 @@ async def run_gateway(prepared: Setup, trust: TrustPolicy, console: Console, *, 
         timeout_s=OPEN_TIMEOUT_S,
         home=home.path,
     )
+    await check_port_free(config)
     console.progress("joining the network …")
     async with (
         await SqliteStore.open(home.database_path, clock=clock, entropy=entropy) as store,
@@ -196,6 +197,11 @@ async def run_gateway(prepared: Setup, trust: TrustPolicy, console: Console, *, 
             }
         )
         await trio.sleep_forever()
+
+
+async def check_port_free(config: Config) -> None:
+    """Find out before a network is joined. Raises `ConfigError` when the port is taken."""
+    (await bind(config.gateway.host, config.gateway.port)).close()
 
 
 @asynccontextmanager

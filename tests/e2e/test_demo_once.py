@@ -1,0 +1,105 @@
+"""`cocoon demo --once` and the end of a demo: the promised object, and nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.world import World
+
+pytestmark = pytest.mark.slow
+
+
+def test_one_question_goes_through_the_whole_path_and_prints_the_promised_object(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    started_at = time.monotonic()
+    ran = world.run("demo", "--once", "What is Cocoon?", "--json")
+    took_s = time.monotonic() - started_at
+    assert ran.returncode == 0, ran.stderr
+    (line,) = ran.stdout.splitlines()
+    answer = json.loads(line)
+    assert set(answer) == {
+        "answer",
+        "model",
+        "provider",
+        "offer",
+        "usage",
+        "receipt",
+        "ttft_ms",
+        "providers_seen",
+        "trust",
+    }
+    assert "peer-to-peer" in answer["answer"]
+    assert answer["model"] == "cocoon-tiny"
+    assert answer["provider"].startswith("12D3KooW")
+    assert len(bytes.fromhex(answer["offer"])) == 32
+    usage = answer["usage"]
+    assert set(usage) == {"prompt_tokens", "completion_tokens", "total_tokens"}
+    assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] > 10
+    receipt = answer["receipt"]
+    assert receipt["verified"] is True
+    assert receipt["completion_tokens"] == usage["completion_tokens"]
+    assert receipt["due_nano"] > 0
+    assert len(bytes.fromhex(receipt["signature"])) == 64
+    assert 0 < answer["ttft_ms"] < 10_000
+    assert answer["providers_seen"] == 3
+    assert answer["trust"] == "open"
+
+    assert "TRUST LEVEL: open" in ran.stderr
+    assert "operator of a provider can read prompts" in ran.stderr
+    assert "TEST MODEL" in ran.stderr
+    assert took_s < 30, f"the whole run took {took_s:.1f} s"
+    assert world.wait_no_survivors(5) == []
+    assert list(world.temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_however_a_demo_ends_no_process_is_left(tmp_path: Path, number: signal.Signals) -> None:
+    world = World(tmp_path)
+    with world.service("demo", "--port", "0", "--providers", "1") as demo:
+        assert len(world.survivors()) >= 3  # the demo, the node, the provider
+        code = demo.stop(number)
+    assert code == (-9 if number is signal.SIGKILL else 0)
+    assert world.wait_no_survivors(12) == []
+    left = list(world.temporary.glob("cocoon-demo-*"))
+    if number is signal.SIGKILL:
+        _next_demo_removes(left, world)
+    assert list(world.temporary.glob("cocoon-demo-*")) == []
+
+
+def _next_demo_removes(left: list[Path], world: World) -> None:
+    """A killed demo cannot clear up; the next one does, and leaves alone what is still in use."""
+    import tempfile
+
+    from cocoon.cli.demo_network import demo_directory
+
+    assert len(left) == 1
+    before, tempfile.tempdir = tempfile.tempdir, str(world.temporary)
+    try:
+        with demo_directory(None) as mine, demo_directory(None) as other:
+            assert not left[0].exists()
+            assert mine.is_dir()
+            assert other.is_dir()
+            assert mine != other
+    finally:
+        tempfile.tempdir = before
+
+
+def test_a_demo_whose_port_is_taken_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    import socket
+
+    world = World(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ran = world.run("demo", "--port", str(port), "--providers", "1", "--json")
+    assert ran.returncode in (1, 2)
+    assert str(port) in json.loads(ran.stdout)["error"]["message"]
+    assert "Traceback" not in ran.stderr
+    assert world.wait_no_survivors(5) == []
+    assert list(world.temporary.iterdir()) == []
