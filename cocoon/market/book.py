@@ -166,8 +166,10 @@ class OfferBook:
         fact = self._stakes.get(offer.stake)
         if fact is not None and not _is_stake_of(parsed, fact):
             return _ignore("stake")
+        # The rate bounds what is forwarded. Whoever restarts often is found all the same by asking it.
+        is_within_rate = entry is None or entry.offer_bucket.has_token(now)
         if known is None:
-            if entry is not None and not entry.offer_bucket.has_token(now):
+            if shard is not None and not is_within_rate:
                 return _ignore("offer_rate")
             if not self._operators.has_token(offer.operator, now):
                 return _ignore("operator_rate")
@@ -179,7 +181,7 @@ class OfferBook:
             self._remember(message_id, Verdict.REJECT)
             return Judgement(verdict=Verdict.REJECT, reason="signature")
         self._remember(message_id, Verdict.IGNORE)
-        if shard is None:
+        if shard is None and (is_within_rate or known is not None):
             self._await_gossip(message_id, offer.model, verified.expiry_ns)
         if known is not None:
             return self._equivocated(verified, known, now)

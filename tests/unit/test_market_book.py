@@ -62,6 +62,10 @@ def put(book: OfferBook, message: bytes, *, now: int = NOW, neighbour: str = NEI
     return book.receive_offer(PeerId(neighbour), message, now=now)
 
 
+def gossip(book: OfferBook, message: bytes, *, now: int = NOW) -> Judgement:
+    return book.receive_offer(NEIGHBOUR, message, now=now, shard=SHARD)
+
+
 def verdict(judgement: Judgement) -> tuple[Verdict, str]:
     return judgement.verdict, judgement.reason
 
@@ -201,12 +205,23 @@ def test_after_any_refusal_the_book_is_as_before() -> None:
 
 def test_one_provider_cannot_flood_its_offer() -> None:
     book = OfferBook(NET)
-    taken = [put(book, offer_bytes(seq=n)).verdict for n in range(1, 20)]
+    taken = [gossip(book, offer_bytes(seq=n)).verdict for n in range(1, 20)]
     assert taken.count(Verdict.ACCEPT) == OFFER_RATE.burst
     assert Verdict.REJECT not in taken
     later = NOW + OFFER_RATE.interval_ns
-    assert put(book, offer_bytes(seq=100), now=later).verdict is Verdict.ACCEPT
-    assert verdict(put(book, offer_bytes(seq=101), now=later)) == (Verdict.IGNORE, "offer_rate")
+    assert gossip(book, offer_bytes(seq=100), now=later).verdict is Verdict.ACCEPT
+    assert verdict(gossip(book, offer_bytes(seq=101), now=later)) == (Verdict.IGNORE, "offer_rate")
+
+
+def test_a_provider_that_restarts_often_is_found_by_asking_but_not_forwarded() -> None:
+    book = OfferBook(NET)
+    for seq in (1, 2):
+        gossip(book, offer_bytes(seq=seq))
+    third = offer(seq=3)
+    assert verdict(gossip(book, third.message)) == (Verdict.IGNORE, "offer_rate")
+    assert put(book, third.message).verdict is Verdict.ACCEPT
+    assert [each.offer for each in book.listed(now=NOW)] == [third]
+    assert verdict(gossip(book, third.message)) == (Verdict.IGNORE, "duplicate")
 
 
 def test_an_operator_cannot_flood_with_many_peers() -> None:
@@ -314,8 +329,8 @@ def test_equivocation_in_an_older_slot_and_above_the_rate_is_found_too() -> None
         put(book, offer_bytes(seq=n), now=NOW + n * OFFER_RATE.interval_ns)
     now = NOW + 3 * OFFER_RATE.interval_ns
     put(book, offer_bytes(seq=4), now=now)
-    assert verdict(put(book, offer_bytes(seq=9), now=now)) == (Verdict.IGNORE, "offer_rate")
-    hidden = put(book, offer_bytes(seq=2, region="FR"), now=now)
+    assert verdict(gossip(book, offer_bytes(seq=9), now=now)) == (Verdict.IGNORE, "offer_rate")
+    hidden = gossip(book, offer_bytes(seq=2, region="FR"), now=now)
     assert verdict(hidden) == (Verdict.ACCEPT, "equivocation")
 
 
