@@ -376,5 +376,7 @@ def _check_rules(offer: Offer, network: Network) -> None:
         raise OfferInvalid("a simulated TEE outside the development network")  # rule S8
     if offer.context_tokens_max == 0 or offer.output_tokens_max == 0 or offer.slots == 0:
         raise OfferInvalid("an offer that could serve nothing")
+    if not (offer.model_name + offer.region).isprintable():  # `$` in a pattern lets a last line break through
+        raise OfferInvalid("a name or region that would break a line")
     if any(key < limits.EXTENSION_KEY_MIN for key in offer.extensions):
         raise OfferInvalid(f"an unknown field below {limits.EXTENSION_KEY_MIN}")

@@ -109,11 +109,13 @@ def test_an_offer_for_another_network_is_refused() -> None:
         ({"context_tokens_max": 0}, "serve nothing"),
         ({"output_tokens_max": 0}, "serve nothing"),
         ({"extensions": {999: b""}}, "unknown field"),
+        ({"model_name": "tiny\n"}, "break a line|not a message"),
+        ({"region": "DE\n"}, "break a line|not a message"),
     ],
 )
 def test_static_rules_are_judged_before_any_signature(change: dict[str, object], words: str) -> None:
     body = msgspec.structs.replace(body_of(offer_bytes()), **change)
-    with pytest.raises(OfferInvalid, match=words):
+    with pytest.raises((OfferInvalid, DecodeError), match=words):
         verify_offer(encode(SignedOffer(offer=encode(body), signature=bytes(64))), network=NET)
 
 
