@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
-from ..errors import CocoonError, InvalidRequest, NoProvider, PriceTooHigh
+from ..errors import CocoonError, InvalidRequest, NoProvider, PriceTooHigh, TrustRefused
 from ..types import Digest, Feature, Nano, PeerId, Prices, TrustLevel, due_nano, format_ton
 from .book import ListedOffer
 from .dice import Dice
@@ -374,6 +374,11 @@ def _explain_nobody(choice: Choice, tried: Sequence[str]) -> CocoonError:
             f"every provider asks more than allowed; the cheapest may cost {format_ton(cheapest)} TON "
             f"({lowest.detail}), the limit is {format_ton(choice.wish.spend_max_nano)} TON",
             advice="Raise the spending limit or price ceiling, or ask for fewer tokens.",
+        )
+    if reasons == {Reason.TRUST}:
+        return TrustRefused(
+            f"no provider of this model claims trust level {choice.wish.trust_min.value}; nothing was sent",
+            advice="Wait for such a provider, or state a lower trust level if the prompt may be read by strangers.",
         )
     lines = []
     for reason in Reason:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from cocoon.errors import InvalidRequest, NoProvider, PriceTooHigh
+from cocoon.errors import InvalidRequest, NoProvider, PriceTooHigh, TrustRefused
 from cocoon.market.beacon import Load
 from cocoon.market.book import ListedOffer, OfferBook
 from cocoon.market.dice import Dice
@@ -252,14 +252,20 @@ def test_the_error_says_when_the_prompt_is_too_long_for_everybody() -> None:
 
 
 def test_the_error_says_what_was_tried() -> None:
-    wish = replace(WISH, trust_min=TrustLevel.CONFIDENTIAL)
+    wish = replace(WISH, features=Feature.VISION)
     error = choose(candidate(1), candidate(2), wish=wish).error(tried=("DHT: 3 peers asked", "gossip: none"))
     assert isinstance(error, NoProvider)
-    assert "2 providers: offers less trust than asked for" in error.diagnostics()
+    assert "2 providers: " in error.diagnostics()
     assert "DHT: 3 peers asked" in error.diagnostics()
     nobody = choose().error(tried=("DHT: nobody",))
     assert "nobody offers this model" in str(nobody)
     assert nobody.retryable
+
+
+def test_providers_that_claim_too_little_trust_are_a_refusal_of_trust() -> None:
+    error = choose(candidate(1), candidate(2), wish=replace(WISH, trust_min=TrustLevel.CONFIDENTIAL)).error()
+    assert isinstance(error, TrustRefused)
+    assert error.exit_code == 3
 
 
 # --- history ---------------------------------------------------------------------------------------------

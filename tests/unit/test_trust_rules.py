@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from cocoon.adapters.network import PeerStream
 from cocoon.attest import statement as statements
-from cocoon.errors import AttestationError, BindingMismatch, CocoonError, NoProvider, TrustRefused
+from cocoon.errors import AttestationError, BindingMismatch, CocoonError, TrustRefused
 from cocoon.node import evidence as node_evidence
 from cocoon.types import Network, TrustLevel, ton
 from tests.fakes.engine import ScriptedEngine
@@ -37,7 +37,7 @@ def test_failover_never_below_policy():
         async with open_market() as market:
             providers = [await market.add_provider(name) for name in ("a", "b", "c")]
             client = await market.add_client(trust_minimum=TrustLevel.CPU_CONFIDENTIAL, offers_wait_s=2.0)
-            with pytest.raises(NoProvider):
+            with pytest.raises(TrustRefused):
                 await chat(client, ask("my secret"))
             assert all(not provider.engine.seen for provider in providers)
 
