@@ -36,7 +36,7 @@ MaybeBytes32 = Annotated[bytes, Meta(max_length=32)]  # 32 bytes, or none
 Detail = Annotated[str, Meta(max_length=limits.DETAIL_CHARS_MAX)]
 ModelName = Annotated[
     str,
-    Meta(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/+-]*$"),
+    Meta(min_length=1, max_length=limits.MODEL_NAME_CHARS_MAX, pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/+-]*\Z"),
 ]
 OfferBytes = Annotated[bytes, Meta(min_length=1, max_length=limits.OFFER_BYTES_MAX)]
 BeaconBytes = Annotated[bytes, Meta(min_length=1, max_length=limits.BEACON_BYTES_MAX)]
@@ -104,7 +104,7 @@ class Offer(Message, frozen=True):
     image: Bytes32  # image digest; zeros without a TEE
     consent: Signature  # P over the consent (rule K3)
     terms: OfferTerms
-    region: Annotated[str, Meta(max_length=limits.REGION_CHARS_MAX, pattern=r"^[A-Za-z0-9-]*$")]  # a claim
+    region: Annotated[str, Meta(max_length=limits.REGION_CHARS_MAX, pattern=r"^[A-Za-z0-9-]*\Z")]  # a claim
     extensions: dict[int, bytes]  # keys ≥ 1000, ignored when unknown
 
 
@@ -220,7 +220,7 @@ class Refused(Message, frozen=True, tag=6):
     """Provider → client: not admitted, unbilled. `reason` is a `cocoon.serve.reasons.Reason` value."""
 
     id: U63
-    reason: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]+$")]
+    reason: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]+\Z")]
     retry_after_ms: U32
     detail: Detail  # for the caller's eyes; never holds request text
 
@@ -309,14 +309,14 @@ class Failed(Message, frozen=True, tag=14):
     """Provider → client: an accepted request cannot go on. Chunks up to here stand."""
 
     id: U63
-    reason: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]+$")]
+    reason: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]+\Z")]
     detail: Detail
 
 
 class Goodbye(Message, frozen=True, tag=15):
     """Either way: no new requests on this stream; those in flight finish."""
 
-    reason: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]+$")]
+    reason: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]+\Z")]
 
 
 SessionMessage = (
