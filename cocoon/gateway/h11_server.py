@@ -162,12 +162,21 @@ class _Connection:
             await self._run_app(request)
             if self._is_gone or self._is_torn or not self._is_complete:
                 return
+            self._pass_empty_body()
             if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
                 await self._linger()
                 return
             self._http.start_next_cycle()
             self._begin()
             timeout_s = self._limits.idle_timeout_s
+
+    def _pass_empty_body(self) -> None:
+        """An app need not read a body that is not there: its end came with the head, and the connection is good."""
+        if self._http.their_state is h11.SEND_BODY:
+            try:
+                self._http.next_event()  # anything else than the end leaves the state as it is, and we close
+            except h11.RemoteProtocolError:
+                return
 
     async def _next_request(self, timeout_s: float) -> h11.Request | None:
         """None when there is none to come. Raises `h11.RemoteProtocolError`."""

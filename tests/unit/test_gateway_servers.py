@@ -102,6 +102,22 @@ def test_requests_follow_one_another_on_one_connection(serve: Any) -> None:
 
 
 @BOTH
+def test_an_app_that_does_not_read_an_empty_body_keeps_the_connection(serve: Any) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(response_start(200, [(b"content-length", b"2")]))
+        await send(response_body(b"{}", more=False))
+
+    async def story(port: int) -> None:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        async with stream:
+            for _ in range(3):
+                await stream.send_all(GET)
+                assert status_of(await read_until(stream, b"{}")) == 200
+
+    served(serve, app, story)
+
+
+@BOTH
 def test_pipelined_requests_are_answered_in_order(serve: Any) -> None:
     async def story(port: int) -> None:
         post = b"POST /2 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"
