@@ -28,15 +28,15 @@ from libp2p.peer.peerstore import PeerStore
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
 from libp2p.security.noise.transport import Transport as NoiseTransport
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
-from libp2p.transport.tcp.tcp import TCP
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from p2p.addresses import DialPolicy
 from p2p.counters import Counters
-from p2p.driver.muxer import OwnMuxers
+from p2p.driver.muxer import OwnMuxers, yamux_settings
 from p2p.driver.negotiate import answer, propose
 from p2p.driver.swarm import CocoonSwarm
+from p2p.driver.transport import NoiseYamuxTcp
 from p2p.errors import FrameInvalid, FrameTooLarge, OpenFailed
 from p2p.framing import FrameReader, encode_frame
 from p2p.interface import KIB, NodeSettings
@@ -199,7 +199,13 @@ def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> Gua
         peer_id,
         peerstore,
         upgrader,
-        transports=[TCP()],
+        transports=[
+            NoiseYamuxTcp(
+                key,
+                settings=yamux_settings(settings.limits),
+                upgrade_timeout_s=settings.limits.handshake_timeout_s,
+            )
+        ],
         limits=settings.limits,
         policy=DialPolicy(allow_private=settings.allow_private_addresses),
         counters=counters,

@@ -25,6 +25,7 @@ import trio
 from libp2p.abc import IListener, IMuxedConn, IMuxedStream, ITransport
 from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
+from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.stream_muxer.exceptions import (
     MuxedConnUnavailable,
     MuxedStreamClosed,
@@ -35,13 +36,13 @@ from libp2p.stream_muxer.exceptions import (
 from libp2p.transport.exceptions import OpenConnectionError, SecurityUpgradeFailure
 from multiaddr import Multiaddr
 
-from p2p.errors import OpenFailed, P2PError, PeerIdInvalid, StreamClosed, StreamReset
+from p2p.errors import P2PError, PeerIdInvalid, StreamClosed, StreamReset
 from p2p.identity import peer_id_to_bytes
 from p2p.noise import PROTOCOL as NOISE
-from p2p.noise import NoiseError, NoiseIdentity, ed25519_identity, verify_ed25519
+from p2p.noise import AnotherPeer, NoiseError, NoiseIdentity, ed25519_identity, verify_ed25519
 from p2p.transport import Connection, Link, LinkClosed, LinkStream, open_link
 from p2p.yamux import PROTOCOL as YAMUX
-from p2p.yamux import YamuxSettings
+from p2p.yamux import SessionStream, YamuxSettings
 from p2p.yamux.messages import DEFAULT_SETTINGS
 
 log = logging.getLogger("p2p")
@@ -58,6 +59,11 @@ ConnectionHandler = Callable[[Any], Awaitable[None]]
 
 class MuxedStream(LinkStream, IMuxedStream):  # type: ignore[misc]
     """One stream, both as `LinkStream` (the direct path) and as libp2p's `IMuxedStream` (for its own parts)."""
+
+    @property
+    def state(self) -> SessionStream:
+        """The stream as the yamux session sees it: for tests and statistics."""
+        return self._stream
 
     @property
     def muxed_conn(self) -> MuxedConnection:
@@ -132,10 +138,11 @@ class MuxedConnection(Link, IMuxedConn):  # type: ignore[misc]
         await trio.lowlevel.checkpoint()
 
     async def open_stream(self) -> IMuxedStream:
+        """Raises StreamLimitReached (ours, at once), MuxedStreamError."""
         await trio.lowlevel.checkpoint()
         try:
             return self.open_nowait()
-        except (OpenFailed, LinkClosed) as error:
+        except LinkClosed as error:
             raise MuxedStreamError(str(error)) from error
 
     async def accept_stream(self) -> IMuxedStream:
@@ -159,9 +166,16 @@ class NoiseYamuxTcp(ITransport):  # type: ignore[misc]
 
     provides_native_muxing = True
 
-    def __init__(self, seed: bytes, *, settings: YamuxSettings = DEFAULT_SETTINGS) -> None:
+    def __init__(
+        self,
+        seed: bytes,
+        *,
+        settings: YamuxSettings = DEFAULT_SETTINGS,
+        upgrade_timeout_s: float = UPGRADE_TIMEOUT_S,
+    ) -> None:
         self._identity: NoiseIdentity = ed25519_identity(seed=seed, static_private=os.urandom(32))
         self._settings = settings
+        self._upgrade_timeout_s = upgrade_timeout_s
 
     async def dial(self, maddr: Multiaddr) -> MuxedConnection:
         """Raises OpenConnectionError; its cause says why (OSError, SecurityUpgradeFailure, NoiseError …)."""
@@ -201,7 +215,7 @@ class NoiseYamuxTcp(ITransport):  # type: ignore[misc]
         return link
 
     async def upgrade(self, sock: socket.socket, *, is_dialer: bool, expected_peer: bytes | None) -> MuxedConnection:
-        """A connected, non-blocking socket becomes a connection, within UPGRADE_TIMEOUT_S."""
+        """A connected, non-blocking socket becomes a connection, within the upgrade time-out."""
         connection = Connection(
             is_dialer=is_dialer,
             identity=self._identity,
@@ -211,7 +225,7 @@ class NoiseYamuxTcp(ITransport):  # type: ignore[misc]
             settings=self._settings,
             now=int(trio.current_time() * NANOSECONDS),
         )
-        with trio.fail_after(UPGRADE_TIMEOUT_S):
+        with trio.fail_after(self._upgrade_timeout_s):
             return await open_link(sock, connection, link_type=MuxedConnection, stream_type=MuxedStream)
 
     def create_listener(self, handler_function: ConnectionHandler) -> NoiseYamuxListener:
@@ -358,9 +372,12 @@ def _multiaddr(host: str, port: int) -> Multiaddr:
     return Multiaddr(f"/ip{ipaddress.ip_address(host).version}/{host}/tcp/{port}")
 
 
-def _security_failure(error: NoiseError) -> SecurityUpgradeFailure:
+def _security_failure(error: NoiseError) -> Exception:
     """In the words that the rest of the driver looks for."""
-    kind = "peer id mismatch" if "not the peer" in str(error) else "handshake failed"
-    failure = SecurityUpgradeFailure(f"{kind}: {error}")
+    failure: Exception
+    if isinstance(error, AnotherPeer):
+        failure = PeerIDMismatchesPubkey(str(error))
+    else:
+        failure = SecurityUpgradeFailure(str(error))
     failure.__cause__ = error
     return failure

@@ -27,6 +27,10 @@ class NoiseError(P2PError):
     """The handshake or a message failed. The connection must be closed; nothing about it can be trusted."""
 
 
+class AnotherPeer(NoiseError):
+    """Whoever answered has proven to be somebody else than the peer that was dialled."""
+
+
 class CipherState:
     """Section 5.1 of the Noise specification."""
 

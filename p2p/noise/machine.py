@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from p2p.noise.cipher import NOISE_MESSAGE_BYTES_MAX, NoiseError, SealedChannel
+from p2p.noise.cipher import NOISE_MESSAGE_BYTES_MAX, AnotherPeer, NoiseError, SealedChannel
 from p2p.noise.handshake import XXHandshake
 from p2p.noise.messages import (
     PAYLOAD_BYTES_MAX,
@@ -117,7 +117,7 @@ class NoiseHandshake:
     def _identify(self, payload: HandshakePayload, remote_static: bytes) -> bytes:
         peer = self._verify(payload.identity_key, payload.signature, statement_of_static_key(remote_static))
         if self._expected_peer is not None and peer != self._expected_peer:
-            raise NoiseError("the remote is not the peer that was dialled")
+            raise AnotherPeer("the remote is not the peer that was dialled")
         return peer
 
 

@@ -16,19 +16,20 @@ from typing import TypeVar
 
 import trio
 
-from p2p.errors import OpenFailed, P2PError, StreamClosed, StreamReset
+from p2p.errors import P2PError, StreamClosed, StreamLimitReached, StreamReset
 from p2p.noise import NoiseError
 from p2p.transport.machine import Connection
 from p2p.transport.signal import Signal
 from p2p.yamux import (
+    PongReceived,
     RemoteGone,
     SessionEvent,
     SessionStream,
     StreamArrived,
-    StreamLimitReached,
     StreamReadable,
     YamuxError,
 )
+from p2p.yamux import StreamLimitReached as SessionStreamLimitReached
 
 READ_BYTES_MAX = 64 * 1024
 RECEIVE_BYTES_SMALL = 32 * 1024  # while frames are small, so is the buffer that each read allocates
@@ -110,7 +111,7 @@ class LinkStream:
         await trio.lowlevel.checkpoint()
 
     async def release(self) -> None:
-        """We are done reading: what still arrives is dropped and earns the peer no credit."""
+        """We are done reading: what still arrives is dropped, and a peer that goes on and on is reset."""
         self._link.session.release(self._stream)
         await trio.lowlevel.checkpoint()
 
@@ -154,6 +155,7 @@ class Link:
         self._writer = Signal()
         self._arrived: deque[LinkStream] = deque()  # bounded by the session's unaccepted streams
         self._acceptor = Signal()
+        self._pong = trio.Event()
         self._scope = trio.CancelScope()
         self._dispatch(early_events)
 
@@ -172,13 +174,13 @@ class Link:
     # --- streams -------------------------------------------------------------------------------------------
 
     def open_nowait(self) -> LinkStream:
-        """A new stream, at once. Raises OpenFailed at the stream limit, LinkClosed."""
+        """A new stream, at once. Raises StreamLimitReached, LinkClosed."""
         if self._is_closed:
             raise LinkClosed("the connection is closed")
         try:
             stream = self.session.open()
-        except StreamLimitReached as error:
-            raise OpenFailed(str(error)) from error
+        except SessionStreamLimitReached as error:
+            raise StreamLimitReached(str(error)) from error
         except RemoteGone as error:
             raise LinkClosed(str(error)) from error
         self.flush()
@@ -187,14 +189,27 @@ class Link:
     async def accept(self) -> LinkStream:
         """The next stream that the peer opened. Raises LinkClosed. One waiting task at a time."""
         await trio.lowlevel.checkpoint_if_cancelled()
-        while not self._arrived:
-            if self._is_closed:
-                raise LinkClosed("the connection is closed")
-            await self._acceptor.wait()
-        stream = self._arrived.popleft()
+        while True:
+            while not self._arrived:
+                if self._is_closed:
+                    raise LinkClosed("the connection is closed")
+                await self._acceptor.wait()
+            stream = self._arrived.popleft()
+            if not stream._stream.is_reset:  # else it was gone before anyone looked
+                break
         self.session.accept(stream._stream)
         self.flush()
         return stream
+
+    async def is_alive(self, *, timeout_s: float) -> bool:
+        """Whether the peer answers a ping in time."""
+        if self._is_closed:
+            return False
+        self.session.ping()
+        self.flush()
+        with trio.move_on_after(timeout_s) as scope:
+            await self._pong.wait()
+        return not scope.cancelled_caught and not self.is_closed
 
     # --- life ----------------------------------------------------------------------------------------------
 
@@ -315,6 +330,9 @@ class Link:
             elif type(event) is StreamArrived:
                 self._arrived.append(self._stream_type(self, event.stream))
                 self._acceptor.notify()
+            elif type(event) is PongReceived:
+                self._pong.set()
+                self._pong = trio.Event()
 
     def _end(self, error: BaseException | None) -> None:
         if self._is_closed:
@@ -326,6 +344,7 @@ class Link:
                 stream.owner.wake()
         self._arrived.clear()
         self._acceptor.notify()
+        self._pong.set()
         self._writer.notify()
         trio.lowlevel.notify_closing(self._handle)
         self._sock.close()

@@ -1,13 +1,7 @@
 """Yamux, sans-IO: many byte streams over one ordered connection."""
 
-from p2p.yamux.machine import (
-    PongReceived,
-    RemoteGoneAway,
-    Session,
-    SessionEvent,
-    StreamArrived,
-    StreamReadable,
-)
+from p2p.yamux.events import PongReceived, RemoteGoneAway, SessionEvent, StreamArrived, StreamReadable
+from p2p.yamux.machine import Session
 from p2p.yamux.messages import (
     PROTOCOL,
     RemoteGone,

@@ -19,9 +19,7 @@ Not here: encryption, sockets, deadlines of single reads (the driver's), protoco
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
-
+from p2p.yamux.events import SessionEvent, StreamReadable
 from p2p.yamux.messages import (
     ACK,
     DATA,
@@ -30,85 +28,29 @@ from p2p.yamux.messages import (
     GO_AWAY,
     HEADER,
     HEADER_BYTES,
-    NANOSECONDS,
     NORMAL_TERMINATION,
     PING,
     PROTOCOL_ERROR,
-    RST,
     SESSION_ID,
     STREAM_ID_MAX,
     SYN,
-    WINDOW_BYTES_CEILING,
-    WINDOW_BYTES_INITIAL,
     WINDOW_UPDATE,
     RemoteGone,
     StreamLimitReached,
     YamuxSettings,
     YamuxViolation,
 )
+from p2p.yamux.receiving import Receiving
 from p2p.yamux.stream import SessionStream
 
 _pack = HEADER.pack
-_unpack = HEADER.unpack_from
-_FLAGS_ALL = SYN | ACK | FIN | RST
 
 
-@dataclass(frozen=True, slots=True)
-class StreamArrived:
-    """The remote opened a stream. `accept` or `reset` it."""
-
-    stream: SessionStream
-
-
-@dataclass(frozen=True, slots=True)
-class StreamReadable:
-    """Something to see for a reader: bytes, the end, or a reset. Look at the stream."""
-
-    stream: SessionStream
-
-
-@dataclass(frozen=True, slots=True)
-class RemoteGoneAway:
-    """The remote opens no more streams and takes none. Those that are open go on."""
-
-    code: int
-
-
-@dataclass(frozen=True, slots=True)
-class PongReceived:
-    ping_id: int
-
-
-SessionEvent = StreamArrived | StreamReadable | RemoteGoneAway | PongReceived
-
-
-class Session:
+class Session(Receiving):
     """One side of a yamux session. "The client side should use odd ID's, and the server even." """
 
     def __init__(self, *, is_client: bool, now: int, settings: YamuxSettings = DEFAULT_SETTINGS) -> None:
-        self._settings = settings
-        self._next_id = 1 if is_client else 2
-        self._remote_parity = 0 if is_client else 1
-        self._streams: dict[int, SessionStream] = {}
-        self._queue: deque[SessionStream] = deque()  # each stream at most once: bounded by the table
-        self._control = bytearray()
-        self._partial = b""  # less than a header
-        self._body_left = 0  # of the Data frame being received
-        self._body_stream: SessionStream | None = None
-        self._body_flags = 0  # FIN or RST, which take effect after the frame's last byte
-        self._unread_bytes = 0
-        self._inbound = self._outbound = self._unaccepted = self._unacknowledged = 0
-        self._pings_awaited: dict[int, None] = {}
-        self._next_ping_id = 0
-        self._pings_seen = self._refusals = 0  # since the last interval began
-        self._is_gone_away_sent = self._is_over = False
-        self._remote_gone_code: int | None = None
-        self._interval = int(settings.keepalive_interval_s * NANOSECONDS)
-        self._silence_max = int(settings.keepalive_timeout_s * NANOSECONDS)
-        self._next_interval = now + self._interval
-        self._has_heard = True
-        self._silent_since = now
-        self._unblocked: list[SessionStream] = []
+        super().__init__(is_client=is_client, now=now, settings=settings)
 
     # --- what a driver asks --------------------------------------------------------------------------------
 
@@ -220,7 +162,8 @@ class Session:
             self._queue.append(stream)
 
     def release(self, stream: SessionStream) -> None:
-        """The program is done reading. What still arrives is dropped, and the remote gets no more credit."""
+        """The program is done reading. What still arrives is dropped and earns no credit; a remote that sends more
+        than `released_bytes_max` of it is reset, so that its writers learn that nobody listens."""
         stream.is_released = True
         if not stream.is_detached:
             self._unread_bytes -= len(stream.unread)
@@ -228,9 +171,7 @@ class Session:
 
     def reset(self, stream: SessionStream) -> None:
         """End the stream at once, both ways; what is unread or unsent is dropped. Idempotent."""
-        if not stream.is_detached:
-            self._control += _pack(0, WINDOW_UPDATE, RST, stream.id, 0)
-        self._break(stream)
+        self._refuse(stream)
 
     # --- session -------------------------------------------------------------------------------------------
 
@@ -338,186 +279,6 @@ class Session:
             if type(event) is StreamReadable:
                 event.stream.is_signalled = False
         return events
-
-    def _parse(self, data: bytes, events: list[SessionEvent]) -> None:
-        if self._partial:
-            data = self._partial + data
-            self._partial = b""
-        position = 0
-        end = len(data)
-        while True:
-            if self._body_left:
-                size = min(self._body_left, end - position)
-                if size == 0:
-                    return
-                stream = self._body_stream
-                if stream is not None and not stream.is_detached and not stream.is_released:
-                    if size > 4096:
-                        with memoryview(data) as view:
-                            stream.unread += view[position : position + size]
-                    else:
-                        stream.unread += data[position : position + size]
-                    self._unread_bytes += size
-                    self._signal(stream, events)
-                    if self._unread_bytes > self._settings.receive_total_bytes_max:
-                        self._shed(events)
-                position += size
-                self._body_left -= size
-                if not self._body_left and self._body_flags:
-                    self._close_from_remote(stream, self._body_flags, events)
-            if end - position < HEADER_BYTES:
-                self._partial = data[position:] if position < end else b""
-                return
-            version, kind, flags, stream_id, length = _unpack(data, position)
-            position += HEADER_BYTES
-            if version or flags & ~_FLAGS_ALL:
-                raise YamuxViolation("unknown version or flag")
-            if kind <= WINDOW_UPDATE:
-                self._stream_frame(kind, flags, stream_id, length, events)
-            elif stream_id != SESSION_ID:
-                raise YamuxViolation("ping or go-away on a stream")
-            elif kind == PING:
-                self._ping_frame(flags, length, events)
-            elif kind == GO_AWAY:
-                self._remote_gone_code = length
-                events.append(RemoteGoneAway(length))
-            else:
-                raise YamuxViolation("unknown frame type")
-
-    def _stream_frame(self, kind: int, flags: int, stream_id: int, length: int, events: list[SessionEvent]) -> None:
-        stream = self._streams.get(stream_id)
-        if flags:
-            if flags & SYN:
-                stream = self._arrive(stream, stream_id, events)
-            if stream is not None and flags & ACK and not stream.is_acknowledged:
-                stream.is_acknowledged = True
-                self._unacknowledged -= 1
-        closing = flags & (FIN | RST)
-        if kind == DATA and length:
-            self._begin_body(stream, length, closing)
-            return
-        if kind == WINDOW_UPDATE and stream is not None and length:
-            stream.send_window += length
-            if stream.send_window > WINDOW_BYTES_CEILING:
-                raise YamuxViolation("send window over 2^32 - 1")
-            if stream.unsent and not stream.is_queued:
-                stream.is_queued = True
-                self._queue.append(stream)
-        if closing:
-            self._close_from_remote(stream, closing, events)
-
-    def _close_from_remote(self, stream: SessionStream | None, flags: int, events: list[SessionEvent]) -> None:
-        if stream is None or stream.is_detached:
-            return
-        if flags & RST:
-            self._break(stream)
-        else:
-            stream.is_ended = True
-            if stream.is_fin_sent:
-                self._detach(stream)
-        self._signal(stream, events)
-
-    def _arrive(self, stream: SessionStream | None, stream_id: int, events: list[SessionEvent]) -> SessionStream | None:
-        if stream is not None or stream_id & 1 != self._remote_parity or stream_id == SESSION_ID:
-            raise YamuxViolation("a stream id that is in use, or ours to give")
-        settings = self._settings
-        if (
-            self._inbound >= settings.streams_inbound_max
-            or self._unaccepted >= settings.unaccepted_inbound_max
-            or self._is_gone_away_sent
-        ):
-            # "… or with the RST flag to reject the stream."
-            self._refusals += 1
-            if self._refusals > settings.refusals_per_interval_max:
-                raise YamuxViolation("a flood of streams over the limit")
-            self._control += _pack(0, WINDOW_UPDATE, RST, stream_id, 0)
-            return None
-        stream = self._add(stream_id, is_inbound=True)
-        self._inbound += 1
-        self._unaccepted += 1
-        events.append(StreamArrived(stream))
-        return stream
-
-    def _begin_body(self, stream: SessionStream | None, length: int, closing: int) -> None:
-        if stream is None:
-            # A stream that we reset, whose last frames were on their way: read over them, keep nothing.
-            if length > self._settings.window_bytes:
-                raise YamuxViolation("a frame longer than any window")
-        else:
-            if stream.is_ended:
-                raise YamuxViolation("data after FIN")
-            stream.receive_window -= length
-            if stream.receive_window < 0:
-                raise YamuxViolation("receive window overrun")
-            stream.idle_intervals = 0
-        self._body_left = length
-        self._body_stream = stream
-        self._body_flags = closing
-
-    def _ping_frame(self, flags: int, ping_id: int, events: list[SessionEvent]) -> None:
-        if flags & SYN:
-            self._pings_seen += 1
-            if self._pings_seen > self._settings.pings_per_interval_max:
-                raise YamuxViolation("a flood of pings")
-            self._control += _pack(0, PING, ACK, SESSION_ID, ping_id)
-        elif ping_id in self._pings_awaited:
-            del self._pings_awaited[ping_id]
-            events.append(PongReceived(ping_id))
-
-    # --- helpers -------------------------------------------------------------------------------------------
-
-    @property
-    def _window_beyond_initial(self) -> int:
-        # "… but can immediately send a window update as part of the SYN/ACK indicating a larger window."
-        return self._settings.window_bytes - WINDOW_BYTES_INITIAL
-
-    def _add(self, stream_id: int, *, is_inbound: bool) -> SessionStream:
-        settings = self._settings
-        stream = self._streams[stream_id] = SessionStream(
-            stream_id,
-            is_inbound=is_inbound,
-            receive_window=settings.window_bytes,
-            send_window=WINDOW_BYTES_INITIAL,
-            send_buffer_bytes_max=settings.send_buffer_bytes_max,
-        )
-        return stream
-
-    def _signal(self, stream: SessionStream, events: list[SessionEvent]) -> None:
-        if not stream.is_signalled:
-            stream.is_signalled = True
-            events.append(StreamReadable(stream))
-
-    def _shed(self, events: list[SessionEvent]) -> None:
-        """Too much lies unread, though each stream keeps to its window: the worst stream pays."""
-        worst = max(self._streams.values(), key=lambda stream: len(stream.unread))
-        self.reset(worst)
-        self._signal(worst, events)
-
-    def _break(self, stream: SessionStream) -> None:
-        if stream.is_reset:
-            return
-        self._detach(stream)
-        stream.is_reset = True
-        stream.unread.clear()
-        stream.unsent.clear()
-        if stream.is_blocked:
-            stream.is_blocked = False
-            self._unblocked.append(stream)
-
-    def _detach(self, stream: SessionStream) -> None:
-        if stream.is_detached:
-            return
-        stream.is_detached = True
-        del self._streams[stream.id]
-        self._unread_bytes -= len(stream.unread)
-        if stream.is_inbound:
-            self._inbound -= 1
-            if not stream.is_accepted:
-                self._unaccepted -= 1
-        else:
-            self._outbound -= 1
-            if not stream.is_acknowledged:
-                self._unacknowledged -= 1
 
     def _end(self, code: int) -> None:
         self.go_away(code)

@@ -69,6 +69,7 @@ class YamuxSettings:
     frame_bytes_max: int = 32 * 1024  # our Data frames: also the turn of one stream, so others wait < 0.2 ms
     send_buffer_bytes_max: int = 128 * 1024  # written but not yet framed, per stream
     receive_total_bytes_max: int = 16 * 1024 * 1024  # unread bytes of all streams: 64 full windows
+    released_bytes_max: int = 64 * 1024  # what may still come to a stream that nobody reads before it is reset
     control_bytes_max: int = 96 * 1024  # answers (ACK, RST, pong, credit) that a peer caused and does not read
     streams_inbound_max: int = 256
     streams_outbound_max: int = 256

@@ -13,6 +13,7 @@ class SessionStream:
     """
 
     __slots__ = (
+        "discarded",
         "id",
         "idle_intervals",
         "is_accepted",
@@ -58,6 +59,7 @@ class SessionStream:
         self.is_signalled = False  # already reported in this call of receive()
         self.is_released = False  # the program reads no more: what arrives is dropped and earns no credit
         self.is_detached = False  # no longer in the session's table
+        self.discarded = 0  # bytes dropped since is_released
         self.idle_intervals = 0
         self.owner: object = None
 
