@@ -35,6 +35,20 @@ _KNOWN_CRITICAL: Final = frozenset(
 )
 _SCALAR_BYTES: Final = 48  # P-384
 
+# Everything that the X509 library raises for bytes it does not like; its errors have no common root.
+X509_ERRORS: Final = (
+    ValueError,
+    TypeError,
+    OverflowError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.ExtensionNotFound,
+    x509.DuplicateExtension,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    Warning,
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freshness:
@@ -49,18 +63,7 @@ def x509_errors(reason: str, error: type[AttestationError], what: str) -> Iterat
     """Whatever the X.509 library says about hostile bytes becomes one typed refusal."""
     try:
         yield
-    except (
-        ValueError,
-        TypeError,
-        OverflowError,
-        InvalidSignature,
-        UnsupportedAlgorithm,
-        x509.ExtensionNotFound,
-        x509.DuplicateExtension,
-        x509.InvalidVersion,
-        x509.UnsupportedGeneralNameType,
-        Warning,
-    ) as cause:
+    except X509_ERRORS as cause:
         detail = " ".join(str(cause).split())[:120] or type(cause).__name__
         raise error(f"{what}: {detail}", reason=reason) from None
 
@@ -102,7 +105,7 @@ def verify_chain(
     for child, parent in pairwise(full):
         try:
             child.verify_directly_issued_by(parent)
-        except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
+        except X509_ERRORS:
             raise error(f"{_name(child)} is not signed by {_name(parent)}", reason=f"{prefix}-signature") from None
     return full
 

@@ -16,6 +16,7 @@ from cryptography import x509
 
 from ..errors import EvidenceMalformed
 from . import limits
+from .certs import X509_ERRORS
 
 FIELDS: Final = (
     "pck_crl_issuer_chain",
@@ -175,7 +176,7 @@ def _crl_dates(data: bytes, what: str) -> tuple[Dated, str]:
     try:
         crl = x509.load_der_x509_crl(data)
         issued, until, issuer = crl.last_update_utc, crl.next_update_utc, crl.issuer.rfc4514_string()
-    except ValueError:
+    except X509_ERRORS:
         raise EvidenceMalformed(f"the {what} is not a CRL", reason="collateral.crl") from None
     if until is None:
         raise EvidenceMalformed(f"the {what} has no next update", reason="collateral.crl")

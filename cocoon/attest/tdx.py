@@ -28,6 +28,7 @@ from ..errors import (
     TcbOutOfDate,
 )
 from . import limits
+from .certs import X509_ERRORS, x509_errors
 from .collateral import Collateral, read_collateral
 from .quote import TdReport, pck_chain, read_quote
 from .roots import Anchors
@@ -35,6 +36,7 @@ from .trail import Trail
 
 ATTRIBUTE_DEBUG: Final = 1
 SEPT_VE_DISABLE: Final = 1 << 28
+PCK_CHAIN_LENGTH: Final = 3  # PCK, Platform or Processor CA, root
 TCB_REVOKED: Final = "Revoked"
 
 # What dcap-qvl says → the check that failed. First match wins; its texts are not an interface, so an unknown
@@ -114,6 +116,7 @@ def verify_quote(quote: bytes, collateral: bytes, *, anchors: Anchors, now_s: in
     )
     with trail.step("tdx.signature-chain", "PCK, TCB and QE chains, both CRLs, QE report, quote signature"):
         claims = _run_dcap_qvl(quote, read, anchors, now_s)
+    _check_chain_end(quote, anchors, trail)
     return _facts(claims, form.version, report, read, trail)
 
 
@@ -169,9 +172,35 @@ def _chain_refusal(quote: bytes, collateral: Collateral, anchors: Anchors) -> At
                 return CertificateRevoked(
                     "a certificate of the quote or its collateral is revoked", reason="tdx.revoked"
                 )
-    except (ValueError, TypeError):
+    except (*X509_ERRORS, IndexError):
         return None
     return None
+
+
+def _check_chain_end(quote: bytes, anchors: Anchors, trail: Trail) -> None:
+    """The PEM text is outside the quote's signature, and PEM readers skip what they do not understand."""
+    text = pck_chain(quote)
+    with x509_errors("tdx.chain-text", QuoteInvalid, "the quote's certificates cannot be read"):
+        chain = x509.load_pem_x509_certificates(text)
+        exact = b"".join(link.public_bytes(Encoding.PEM) for link in chain)
+        last = chain[-1].public_bytes(Encoding.DER)
+    trail.require(
+        last == anchors.intel_root and len(chain) == PCK_CHAIN_LENGTH,
+        "tdx.root",
+        QuoteInvalid,
+        "the quote's certificates do not end in the pinned root",
+    )
+    trail.require(
+        _joined(text) == _joined(exact),
+        "tdx.chain-text",
+        QuoteInvalid,
+        "the quote's certificates hold other text besides",
+    )
+
+
+def _joined(pem: bytes) -> bytes:
+    """PEM without its line ends, which tools write differently."""
+    return b"".join(pem.replace(b"\r\n", b"\n").split(b"\n"))
 
 
 def _one_line(text: str) -> str:
