@@ -1,14 +1,69 @@
-"""Whether a request is admissible by what it declares in the clear, before anything is decrypted (rule S6).
+"""Whether a request is admissible: first by what it declares in the clear, then by its seal (rule S6).
 
-Pure: a slot in the engine is the role's business, and comes after.
+Nothing here changes anything. A slot in the engine is the role's business, and comes after.
 """
 
 from __future__ import annotations
 
-from ..types import due_nano
-from ..wire.messages import OpenHeader
-from .events import OfferFacts
+from collections.abc import Callable
+
+from ..errors import DecodeError, LimitExceeded, SealError
+from ..types import Digest, Secret, due_nano
+from ..wire.codec import decode_as
+from ..wire.messages import Open, OpenHeader, SealedRequest
+from ..wire.signing import domain_hash
+from . import sealing
+from .chunks import chain_start
+from .events import OfferFacts, RequestOpened
+from .handshake import ProviderHandshake
+from .outbox import ServedRequest
 from .reasons import Reason
+
+
+def admit(
+    message: Open,
+    header: OpenHeader,
+    *,
+    handshake: ProviderHandshake,
+    offers: Callable[[Digest], OfferFacts | None],
+    crypto: sealing.Crypto,
+    now: int,
+) -> tuple[ServedRequest, RequestOpened] | Reason:
+    """The request, opened, or the reason to refuse it. The seal is tried last, and fails in one way only."""
+    found = handshake.find(message.session_prefix, now)
+    if found is None:
+        return Reason.STALE_KEY if handshake.has_context else Reason.UNKNOWN_SESSION
+    context, key = found
+    offer = offers(header.offer)
+    reason = declared_refusal(header, offer, account=context.account, now=now)
+    if reason is not None or offer is None:
+        return reason or Reason.UNKNOWN_OFFER
+    info = sealing.request_info(context.session, message.id, message.header)
+    try:
+        plaintext = sealing.unpad_request(crypto.open(key.private, message.sealed, info))
+        request = decode_as(plaintext, SealedRequest, bytes_max=sealing.PLAINTEXT_BYTES_MAX)
+    except (SealError, DecodeError, LimitExceeded):
+        return Reason.SEAL
+    served = ServedRequest(
+        request_id=message.id,
+        session=context.session,
+        header=header,
+        offer=offer,
+        chain=chain_start(context.session, message.id, message.sealed),
+        response_key=Secret(request.response_key),
+        credit_bytes=message.credit_bytes,
+    )
+    opened = RequestOpened(
+        id=message.id,
+        header=header,
+        offer=offer,
+        wait_ms_max=message.wait_ms_max,
+        endpoint=request.endpoint,
+        body=request.body,
+        cache_scope=domain_hash("cache-scope", bytes((len(header.account),)), header.account, request.cache_tag),
+        voucher=message.voucher,
+    )
+    return served, opened
 
 
 def declared_refusal(header: OpenHeader, offer: OfferFacts | None, *, account: bytes | None, now: int) -> Reason | None:

@@ -6,14 +6,58 @@ that called it is over.
 
 from __future__ import annotations
 
-from ..errors import DecodeError, LimitExceeded, StreamBroken
-from ..types import Digest, FinishReason, Network, Secret, Usage
-from ..wire.messages import Accepted, Chunk, ChunkBody, EndBody, OpenHeader, Receipt
+from ..errors import DecodeError, InvalidRequest, LimitExceeded, StreamBroken
+from ..types import MILLISECOND_NS, Digest, FinishReason, Network, Secret, Usage
+from ..wire.codec import encode
+from ..wire.messages import Accepted, Chunk, ChunkBody, EndBody, Open, OpenHeader, Receipt, SealedRequest
 from . import bounds
-from .chunks import ChunkSeal, delta_of
+from .chunks import ChunkSeal, chain_start, delta_of
 from .events import OfferFacts, OutputReceived, ReceiptReceived, RequestEnded
+from .handshake import ClientContext
 from .receipts import Verify, check_receipt, decode_receipt, payable_nano, receipt_body
-from .sealing import Crypto, chunk_key
+from .sealing import Crypto, chunk_key, pad_request, request_info
+
+
+def seal_request(
+    *,
+    request_id: int,
+    context: ClientContext,
+    offer: OfferFacts,
+    header: OpenHeader,
+    request: SealedRequest,
+    wait_ms_max: int,
+    credit_bytes: int,
+    voucher: bytes,
+    crypto: Crypto,
+    now: int,
+) -> tuple[Open, AskedRequest]:
+    """The message to send, and what to expect of its answer. Raises `InvalidRequest` when it is too large."""
+    header_bytes = encode(header)
+    try:
+        padded = pad_request(encode(request))
+    except LimitExceeded as error:
+        raise InvalidRequest(f"the request is too large: {error}", param="messages") from error
+    info = request_info(context.session, request_id, header_bytes)
+    sealed = crypto.seal(context.sealing_key, padded, info)
+    message = Open(
+        id=request_id,
+        session_prefix=context.prefix,
+        header=header_bytes,
+        wait_ms_max=wait_ms_max,
+        credit_bytes=credit_bytes,
+        sealed=sealed,
+        voucher=voucher,
+    )
+    return message, AskedRequest(
+        request_id=request_id,
+        session=context.session,
+        header=header,
+        offer=offer,
+        chain=chain_start(context.session, request_id, sealed),
+        response_key=Secret(request.response_key),
+        credit_bytes=credit_bytes,
+        answer_by_ns=now + wait_ms_max * MILLISECOND_NS + bounds.ANSWER_GRACE_NS,
+    )
 
 
 class AskedRequest:

@@ -21,8 +21,6 @@ from collections.abc import Callable
 from ..errors import (
     CocoonError,
     DecodeError,
-    InvalidRequest,
-    LimitExceeded,
     LocalProtocolError,
     RemoteProtocolError,
     StreamBroken,
@@ -31,9 +29,8 @@ from ..errors import (
 from ..errors import (
     Refused as RefusedError,
 )
-from ..types import MILLISECOND_NS, Digest, Network, PeerId, Secret
+from ..types import Digest, Network, PeerId
 from ..wire import limits
-from ..wire.codec import encode
 from ..wire.messages import (
     Accepted,
     Cancel,
@@ -43,7 +40,6 @@ from ..wire.messages import (
     Frame,
     Goodbye,
     Message,
-    Open,
     OpenHeader,
     Ping,
     Pong,
@@ -53,8 +49,7 @@ from ..wire.messages import (
     Voucher,
 )
 from . import bounds, sealing
-from .asked import AskedRequest
-from .chunks import chain_start
+from .asked import AskedRequest, seal_request
 from .effects import Disconnect, Effect, Effects, Emit, Send, decode_session
 from .events import (
     OfferFacts,
@@ -213,36 +208,24 @@ class ClientSession:
             output_tokens_max=output_tokens_max,
             cost_max_nano=cost_max_nano,
         )
-        header_bytes = encode(header)
-        response_key = Secret(self._entropy(sealing.KEY_BYTES))
-        request = SealedRequest(response_key=response_key.reveal(), cache_tag=cache_tag, endpoint=endpoint, body=body)
-        try:
-            padded = sealing.pad_request(encode(request))
-        except LimitExceeded as error:
-            raise InvalidRequest(f"the request is too large: {error}", param="messages") from error
-        info = sealing.request_info(context.session, request_id, header_bytes)
-        sealed = self._crypto.seal(context.sealing_key, padded, info)
-        self._next_id = request_id + 1
-        self._requests[request_id] = AskedRequest(
-            request_id=request_id,
-            session=context.session,
-            header=header,
-            offer=offer,
-            chain=chain_start(context.session, request_id, sealed),
-            response_key=response_key,
-            credit_bytes=credit_bytes,
-            answer_by_ns=now + wait_ms_max * MILLISECOND_NS + bounds.ANSWER_GRACE_NS,
+        request = SealedRequest(
+            response_key=self._entropy(sealing.KEY_BYTES), cache_tag=cache_tag, endpoint=endpoint, body=body
         )
-        self._waiting.add(request_id)
-        message = Open(
-            id=request_id,
-            session_prefix=context.prefix,
-            header=header_bytes,
+        message, asked = seal_request(
+            request_id=request_id,
+            context=context,
+            offer=offer,
+            header=header,
+            request=request,
             wait_ms_max=wait_ms_max,
             credit_bytes=credit_bytes,
-            sealed=sealed,
             voucher=voucher,
+            crypto=self._crypto,
+            now=now,
         )
+        self._next_id = request_id + 1
+        self._requests[request_id] = asked
+        self._waiting.add(request_id)
         return request_id, (Send(message=message),)
 
     def consumed(self, request_id: int, sealed_bytes: int, *, now: int) -> Effects:

@@ -21,11 +21,10 @@ from ..errors import (
     LimitExceeded,
     LocalProtocolError,
     RemoteProtocolError,
-    SealError,
     Unavailable,
 )
 from ..ports.engine import Delta
-from ..types import Digest, FinishReason, Network, PeerId, Secret, Usage
+from ..types import Digest, FinishReason, Network, PeerId, Usage
 from ..wire import limits
 from ..wire.codec import decode_as
 from ..wire.messages import (
@@ -43,13 +42,11 @@ from ..wire.messages import (
     Pong,
     ReceiptBody,
     Refused,
-    SealedRequest,
     Voucher,
 )
-from ..wire.signing import domain_hash
 from . import bounds, sealing
-from .admission import declared_refusal
-from .chunks import ChunkSeal, chain_start, encode_frame
+from .admission import admit
+from .chunks import ChunkSeal, encode_frame
 from .effects import Disconnect, Effect, Effects, Emit, Send, decode_session
 from .events import (
     HelloReceived,
@@ -57,7 +54,6 @@ from .events import (
     OutputDrained,
     RequestCancelled,
     RequestClosed,
-    RequestOpened,
     SessionDraining,
     VoucherReceived,
 )
@@ -194,51 +190,23 @@ class ProviderSession:
         if not bounds.CREDIT_BYTES_MIN <= message.credit_bytes <= bounds.CREDIT_BYTES_MAX:
             raise LimitExceeded("a credit window out of bounds")
         self._last_id = message.id
-        opened = self._admit(message, header, now)
-        if isinstance(opened, Reason):
-            out.append(_refused(message.id, opened))
-        else:
-            out.append(Emit(event=opened))
-
-    def _admit(self, message: Open, header: OpenHeader, now: int) -> RequestOpened | Reason:
-        """Checks on declared sizes, then the seal; registers the request only when all passed."""
+        reason: Reason | None = None
         if self._draining_since_ns is not None or self._client_left:
-            return Reason.DRAINING
-        if len(self._requests) >= limits.REQUESTS_IN_FLIGHT_MAX:
-            return Reason.BUSY
-        found = self._handshake.find(message.session_prefix, now)
-        if found is None:
-            return Reason.STALE_KEY if self._handshake.has_context else Reason.UNKNOWN_SESSION
-        context, key = found
-        offer = self._offers(header.offer)
-        reason = declared_refusal(header, offer, account=context.account, now=now)
-        if reason is not None or offer is None:
-            return reason or Reason.UNKNOWN_OFFER
-        info = sealing.request_info(context.session, message.id, message.header)
-        try:
-            plaintext = sealing.unpad_request(self._crypto.open(key.private, message.sealed, info))
-            request = decode_as(plaintext, SealedRequest, bytes_max=sealing.PLAINTEXT_BYTES_MAX)
-        except (SealError, DecodeError, LimitExceeded):
-            return Reason.SEAL  # one answer for all (S6)
-        self._requests[message.id] = ServedRequest(
-            request_id=message.id,
-            session=context.session,
-            header=header,
-            offer=offer,
-            chain=chain_start(context.session, message.id, message.sealed),
-            response_key=Secret(request.response_key),
-            credit_bytes=message.credit_bytes,
-        )
-        return RequestOpened(
-            id=message.id,
-            header=header,
-            offer=offer,
-            wait_ms_max=message.wait_ms_max,
-            endpoint=request.endpoint,
-            body=request.body,
-            cache_scope=domain_hash("cache-scope", bytes((len(header.account),)), header.account, request.cache_tag),
-            voucher=message.voucher,
-        )
+            reason = Reason.DRAINING
+        elif len(self._requests) >= limits.REQUESTS_IN_FLIGHT_MAX:
+            reason = Reason.BUSY
+        else:
+            admitted = admit(
+                message, header, handshake=self._handshake, offers=self._offers, crypto=self._crypto, now=now
+            )
+            if isinstance(admitted, Reason):
+                reason = admitted
+            else:
+                request, opened = admitted
+                self._requests[message.id] = request
+                out.append(Emit(event=opened))
+        if reason is not None:
+            out.append(_refused(message.id, reason))
 
     def _credit(self, message: Credit, now: int) -> None:
         request = self._requests.get(message.id)

@@ -112,6 +112,21 @@ def two_final_receipts(liar: Liar) -> None:
     liar.send(liar.receipt(), liar.receipt(number=1))
 
 
+def early_receipt(liar: Liar) -> None:
+    liar.output(liar.chunk("a", 1))
+    liar.send(liar.receipt(final=False))
+
+
+def other_cached_tokens(liar: Liar) -> None:
+    liar.output(liar.end(cached_tokens=2))
+    liar.send(liar.receipt(cached_tokens=1))
+
+
+def skipped_number(liar: Liar) -> None:
+    liar.output(liar.end())
+    liar.send(liar.receipt(number=1))
+
+
 LIES: dict[str, tuple[Callable[[Liar], None], str]] = {
     "more tokens than it sent": (lambda liar: liar.output(liar.chunk("a", 1, counted=2)), "count"),
     "fewer tokens than it sent": (lambda liar: liar.output(liar.chunk("a", 1, 2, counted=1)), "count"),
@@ -125,18 +140,9 @@ LIES: dict[str, tuple[Callable[[Liar], None], str]] = {
     "more cached tokens than the prompt has": (lambda liar: liar.output(liar.end(cached_tokens=13)), "cached"),
     "an unknown finish reason": (lambda liar: liar.output(liar.end(finish_reason="because")), "finish reason"),
     "a receipt before any output": (lambda liar: liar.send(liar.receipt(final=False)), "not due"),
-    "a receipt after one token": (
-        lambda liar: (liar.output(liar.chunk("a", 1)), liar.send(liar.receipt(final=False)))[0],
-        "not due",
-    ),
-    "another number of cached tokens in the receipt than in the end": (
-        lambda liar: (liar.output(liar.end(cached_tokens=2)), liar.send(liar.receipt(cached_tokens=1)))[0],
-        "cached",
-    ),
-    "a receipt that skips a number": (
-        lambda liar: (liar.output(liar.end()), liar.send(liar.receipt(number=1)))[0],
-        "number",
-    ),
+    "a receipt after one token": (early_receipt, "not due"),
+    "another number of cached tokens in the receipt than in the end": (other_cached_tokens, "cached"),
+    "a receipt that skips a number": (skipped_number, "number"),
 }
 
 
@@ -233,11 +239,11 @@ def test_a_session_replaced_ten_minutes_ago_takes_no_new_request() -> None:
     assert isinstance(old, Open)
     pair.client._requests.clear()
     pair.client._waiting.clear()
-    pair.run(bounds.HELLO_AGAIN_NS + SECOND_NS)
-    pair.run(bounds.KEY_GRACE_NS - 10 * SECOND_NS)
+    pair.run(bounds.HELLO_AGAIN_NS + SECOND_NS)  # the second hello; from here on the client is silent
+    pair.now += bounds.KEY_GRACE_NS - 10 * SECOND_NS
     crossing = pair.provider.receive(old, now=pair.now)
     assert not isinstance(getattr(crossing[0], "message", None), Refused), "still in its grace"
-    pair.run(20 * SECOND_NS)
+    pair.now += 20 * SECOND_NS
     late = pair.provider.receive(Open(**{f: getattr(old, f) for f in old.__struct_fields__} | {"id": 5}), now=pair.now)
     (answer,) = [effect.message for effect in late]  # type: ignore[union-attr]
     assert isinstance(answer, Refused)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -85,3 +86,21 @@ def test_the_recorded_chunks_open_with_nothing_but_the_recorded_values() -> None
         )
         assert plaintext == SESSION[f"chunk_{number}_body"]
     assert len(SESSION["frame"]) % 256 == 0
+
+
+def test_the_cddl_names_every_field_of_every_message_in_order() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "protocol" / "messages.cddl").read_text()
+    rules = dict(re.findall(r"^([a-z-]+) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL))
+    kinds = [value for value in vars(wire).values() if isinstance(value, type) and issubclass(value, Message)]
+    for kind in [*kinds, Statement]:
+        if not kind.__struct_fields__:
+            continue
+        lines = [line.strip().rstrip(",") for line in rules[_kebab(kind.__name__)].splitlines()]
+        tag = kind.__struct_config__.tag
+        expected = ([str(tag)] if tag is not None else []) + list(kind.__struct_fields__)
+        assert [line.split(":")[0] for line in lines] == expected
+    assert len(rules) == len([kind for kind in kinds if kind.__struct_fields__]) + 1
+
+
+def _kebab(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", name).lower()
