@@ -193,6 +193,19 @@ class PaymentError(CocoonError):
     exit_code = 4
 
 
+class ProofInvalid(CocoonError):
+    """What a chain server answered does not prove itself, or is no contract of ours. Nothing was believed."""
+
+    blame = Blame.REMOTE
+
+
+class ChainDisagrees(CocoonError):
+    """Chain servers contradict one another, so none is believed until a person has looked."""
+
+    blame = Blame.REMOTE
+    advice = "Compare the servers with an explorer, and remove the one that is wrong from the configuration."
+
+
 class NoProvider(CocoonError):
     """Nobody on the network can serve this request now. The message says what was tried."""
 
