@@ -284,6 +284,11 @@ class RunningReply:
             self._client.history.failed(listed.reputation_key, now=now)
         self._excluded.add(provider)
         is_shown = self._first_ns != 0
+        if is_shown and isinstance(error, StreamBroken):
+            raise StreamBroken(
+                f"provider {provider} was lost in the middle of the answer: {error}",
+                advice="What came so far is not the whole answer. Ask again: another provider will be chosen.",
+            ) from error
         if is_shown or not _may_try_elsewhere(error) or len(self._excluded) >= self._client.settings.attempts_max:
             raise error
 
