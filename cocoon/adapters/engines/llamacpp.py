@@ -84,15 +84,16 @@ async def open_llamacpp_engine(
     tell("loading")
     server = await trio.to_thread.run_sync(llamacpp_server.start, options)
     engine = LlamaCppEngine(server, head, slots=slots, context_tokens=context)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(engine.pump)
-        try:
-            tell("ready")
-            yield engine
-        finally:
-            with trio.CancelScope(shield=True):
-                await engine.aclose()
-            nursery.cancel_scope.cancel()
+    # A system task, not a nursery's: what the caller raises inside the block leaves it as it is, in no group.
+    pumping = trio.CancelScope()
+    trio.lowlevel.spawn_system_task(engine.pump, pumping)
+    try:
+        tell("ready")
+        yield engine
+    finally:
+        with trio.CancelScope(shield=True):
+            await engine.aclose()
+        pumping.cancel()
 
 
 def _context(head: ModelHead, wanted: int | None) -> int:
@@ -362,16 +363,17 @@ class LlamaCppEngine:
     def _ring(self) -> None:
         self._bell.set()
 
-    async def pump(self) -> None:
-        """Hands out events, at most one round per `WAKE_GAP_S`. Runs as long as the engine."""
-        while True:
-            self._parked = True
-            if not self._arrived:
-                await self._bell.wait()
-            self._parked = False
-            self._bell = trio.Event()
-            self._deliver()
-            await trio.sleep(WAKE_GAP_S)
+    async def pump(self, scope: trio.CancelScope) -> None:
+        """Hands out events, at most one round per `WAKE_GAP_S`, until `scope` is cancelled. Never raises."""
+        with scope:
+            while True:
+                self._parked = True
+                if not self._arrived:
+                    await self._bell.wait()
+                self._parked = False
+                self._bell = trio.Event()
+                self._deliver()
+                await trio.sleep(WAKE_GAP_S)
 
     def _deliver(self) -> None:
         rung: set[_Job] = set()

@@ -104,7 +104,22 @@ def start(options: ServerOptions) -> Server:
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return Server(native, folder, key)
+    server = Server(native, folder, key)
+    _first_token(server, options)
+    return server
+
+
+def _first_token(server: Server, options: ServerOptions) -> None:
+    """One token for nobody: shows that the model decodes, and that the server's loop has begun.
+
+    A server that is destroyed before its loop begins waits for that loop for ever.
+    """
+    events: list[bytes] = []
+    body = b'{"prompt":[0],"n_predict":1,"cache_prompt":false,"stream":false}'
+    server.complete(body, events.append)
+    if not events or b'"error"' in events[0]:
+        server.close()
+        raise ModelFileError(f"llama.cpp {XLLAMACPP} loads {options.path}, but cannot run it")
 
 
 def _parameters(library: Any, options: ServerOptions, folder: Path, key: str) -> Any:
