@@ -18,6 +18,11 @@ EXTENSION_KEY_MIN: Final = 1_000  # unknown keys from here on are ignored, below
 OFFERS_REPLY_OFFERS_MAX: Final = 64  # one model on one peer is one offer; nobody serves more models
 OFFERS_MESSAGE_BYTES_MAX: Final = OFFERS_REPLY_OFFERS_MAX * (SIGNED_OFFER_BYTES_MAX + SIGNED_BEACON_BYTES_MAX + 16)
 
+# --- blobs ---
+BLOB_BYTES_MAX: Final = 16 * 1024 * 1024  # tokenizers are the largest small files
+BLOB_PIECE_BYTES_MAX: Final = 64 * 1024
+BLOB_MESSAGE_BYTES_MAX: Final = BLOB_PIECE_BYTES_MAX + 64
+
 # --- session ---
 SESSION_FRAME_BYTES_MAX: Final = 2 * 1024 * 1024  # the largest sealed request plus its envelope
 SESSION_FRAME_ITEMS_MAX: Final = 4_096  # FRAME_CHUNKS_MAX chunks of seven items, twice over

@@ -157,6 +157,23 @@ class OffersReply(Message, frozen=True, tag=35):
     ]
 
 
+# --- blobs -----------------------------------------------------------------------------------------------
+
+
+class BlobQuery(Message, frozen=True, tag=37):
+    """`/cocoon/blob/1`: the bytes with this SHA-256, from `offset` on."""
+
+    digest: Bytes32
+    offset: U32
+
+
+class BlobPiece(Message, frozen=True, tag=38):
+    """A piece of the answer. `total` is the whole blob's size; 0 says that it is not had here."""
+
+    total: U32
+    data: Annotated[bytes, Meta(max_length=limits.BLOB_PIECE_BYTES_MAX)]
+
+
 # --- session ---------------------------------------------------------------------------------------------
 
 
