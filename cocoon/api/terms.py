@@ -16,7 +16,7 @@ from ..errors import ConfigError, InvalidRequest, LocalProtocolError
 from ..trust import TrustPolicy
 from ..types import Digest, Nano, Network, Prices, Usage
 
-OPEN_TIMEOUT_S: Final = 15.0  # a dial takes at most 5 s; this leaves room for two and for importing libp2p
+OPEN_TIMEOUT_S: Final = 10.0  # a dial takes at most 5 s; this leaves room for two
 OFFERS_WAIT_S: Final = 5.0  # gossip reaches a new neighbour within two heartbeats of a second
 
 

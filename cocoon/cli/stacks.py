@@ -34,6 +34,7 @@ from .keys import api_key as key_in_file
 from .options import Setup
 
 SEED_BYTES: Final = 32
+BOOTSTRAP_PATIENCE_S: Final = 60.0  # a provider and its bootstrap node may be started together, on a slow machine
 DRAIN_S: Final = 4.0  # half of the time that a shutdown may take
 
 OPEN_WARNING: Final = (
@@ -111,7 +112,7 @@ async def run_provider(prepared: Setup, console: Console) -> None:
         signer = KeyFileSigner.open(home.operator_key_path, network=config.network_id, store=store, entropy=entropy)
         if config.peer.bootstrap:
             console.progress("joining the network …")
-            await wait_connected(network, timeout_s=OPEN_TIMEOUT_S)
+            await wait_connected(network, timeout_s=BOOTSTRAP_PATIENCE_S)
         async with open_provider(
             network, engine, located.model, signer, store, settings, clock=clock, entropy=entropy
         ) as provider:

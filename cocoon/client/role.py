@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ..attest.verifier import Verifier
+from ..blobs import BlobFetcher
 from ..errors import InvalidRequest, StoreError
 from ..exchange import LookUp, OfferExchange
 from ..market.book import ListedOffer
@@ -32,6 +34,7 @@ from .interface import OfferView
 from .pool import LinkPool
 from .reply import FrozenRequest, RunningReply
 from .settings import ClientSettings
+from .trusting import EvidenceJudge
 from .views import offer_view
 
 if TYPE_CHECKING:
@@ -76,7 +79,15 @@ class Client:
             clock=clock,
             save_proof=store.save_proof if store is not None else None,
         )
+        self._judge = EvidenceJudge(
+            network_id=settings.network_id,
+            verifier=Verifier(settings.network_id, software=settings.software_anchors),
+            fetcher=BlobFetcher(network),
+            clock=clock,
+            store=store,
+        )
         self.pool = LinkPool(
+            judge=self._judge,
             network=network,
             network_id=settings.network_id,
             crypto=HpkeCrypto(),
@@ -145,7 +156,7 @@ class Client:
             )
         wish = Wish(
             model=request.model,
-            trust_min=request.trust_minimum,
+            trust_min=request.policy.level,
             spend_max_nano=request.spend_max_nano - spent,
             prompt_tokens=min(request.prompt_tokens_bound, max(1, context_max - 1)),
             output_tokens_max=request.output_tokens_max or self.settings.output_tokens_default,
@@ -161,7 +172,7 @@ class Client:
         look_up = self._followed.get(model)
         failures = look_up.failures if look_up is not None else ()
         return (
-            f"connected peers: {connected}",
+            f"gossip: {len(self._listed(model))} current offers heard over {connected} connected peers",
             str(look_up) if look_up is not None else "no look-up has ended yet",
             *failures,
             *(f"could not dial {each.address}: {each.reason}" for each in self._network.dial_failures()[:3]),
@@ -171,6 +182,7 @@ class Client:
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """All tasks, until cancelled."""
+        await self._judge.restore()
         await self._restore_history()
         async with trio.open_nursery() as nursery:
             await nursery.start(self._exchange.run)
@@ -287,7 +299,7 @@ class Client:
             prompt_tokens_bound=prompt_tokens_upper_bound(wanted),
             output_tokens_max=output_tokens_max,
             features=features_needed(endpoint, wanted),
-            trust_minimum=self.settings.trust_minimum,
+            policy=self.settings.policy,
             spend_max_nano=spend_max_nano,
         )
 

@@ -168,7 +168,7 @@ def test_nobody_offering_the_model_says_where_it_looked():
                 await chat(client, ask())
             said = caught.value.diagnostics()
             assert "DHT" in said
-            assert "connected peers: 1" in said
+            assert "gossip: 0 current offers heard over 1" in said
 
     run(scenario)
 
