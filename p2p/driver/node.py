@@ -18,10 +18,10 @@ from multiaddr import Multiaddr
 
 from p2p.addresses import Address, parse_address, parse_addresses_of, parse_peer_address
 from p2p.counters import Counters
-from p2p.driver.dht import Dht
+from p2p.driver.gossip_driver import Gossip
 from p2p.driver.host import GuardedHost, build_host
+from p2p.driver.kad_driver import Dht
 from p2p.driver.negotiate import propose
-from p2p.driver.pubsub import Gossip
 from p2p.driver.relay import running_relay
 from p2p.driver.streams import MuxedRawStream
 from p2p.driver.watch import ConnectionWatch
@@ -136,6 +136,8 @@ class Libp2pNode:
             mode=settings.dht_mode,
             policy=self._swarm.policy,
         )
+        if self.gossip is not None:
+            self.dht.keeps = self.gossip.needs
         self._closed = False
         self.stop = trio.Event()
         self._watch = PeerWatch(queue_max=settings.limits.peer_event_queue_max)

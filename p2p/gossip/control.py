@@ -6,7 +6,7 @@ Functions over `RouterState`. A graylisted peer never gets here.
 
 from __future__ import annotations
 
-from p2p.gossip.mesh import prune_message
+from p2p.gossip.mesh import news_for, prune_message
 from p2p.gossip.messages import Message, Prune, Rpc
 from p2p.gossip.settings import NANOSECONDS
 from p2p.gossip.state import Dial, Effect, Neighbour, RouterState, Send
@@ -14,15 +14,19 @@ from p2p.gossip.state import Dial, Effect, Neighbour, RouterState, Send
 
 def handle_control(state: RouterState, neighbour: Neighbour, rpc: Rpc, now: int, effects: list[Effect]) -> None:
     prunes: list[Prune] = []
+    news: list[tuple[str, tuple[bytes, ...]]] = []
     for topic in rpc.graft:
+        was_in = neighbour.peer in state.mesh.get(topic, ())
         refusal = _grafted(state, neighbour, topic, now)
         if refusal is not None:
             prunes.append(refusal)
+        elif not was_in and neighbour.peer in state.mesh.get(topic, ()):
+            news += news_for(state, topic)
     for pruned in rpc.prune:
         _pruned(state, neighbour, pruned, now, effects)
     wanted = _ihave(state, neighbour, rpc, now) if rpc.ihave else ()
-    if prunes or wanted:
-        effects.append(Send((neighbour.peer,), Rpc(prune=tuple(prunes), iwant=wanted)))
+    if prunes or wanted or news:
+        effects.append(Send((neighbour.peer,), Rpc(prune=tuple(prunes), iwant=wanted, ihave=tuple(news))))
     if rpc.iwant:
         _iwant(state, neighbour, rpc.iwant, effects)
     for message_id in rpc.idontwant:

@@ -94,6 +94,14 @@ def _maintain_mesh(state: RouterState, topic: str, mesh: dict[bytes, Neighbour],
 def graft(state: RouterState, neighbour: Neighbour, topic: str, outbox: Outbox, *, now: int) -> None:
     state.join_mesh(neighbour, topic, now=now)
     outbox.graft.setdefault(neighbour.peer, []).append(topic)
+    outbox.ihave.setdefault(neighbour.peer, []).extend(news_for(state, topic))
+
+
+def news_for(state: RouterState, topic: str) -> list[tuple[str, tuple[bytes, ...]]]:
+    """An IHAVE for a peer that has just come into the mesh. What we heard shortly before would else never reach
+    it: it is not forwarded again, and gossip goes to peers outside the mesh."""
+    ids = state.cache.gossip_ids(topic)[-state.settings.graft_ihave_ids_max :]
+    return [(topic, tuple(ids))] if ids else []
 
 
 def prune(state: RouterState, neighbour: Neighbour, topic: str, outbox: Outbox, *, now: int, with_px: bool) -> None:

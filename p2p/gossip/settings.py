@@ -118,6 +118,7 @@ class GossipSettings:
     iwant_followup_s: float = 3.0
     retransmissions_max: int = 3
     ihave_messages_max: int = 10  # per peer and heartbeat
+    graft_ihave_ids_max: int = 200  # news told to a peer that comes into the mesh
     ihave_ids_max: int = 5000  # per peer and heartbeat, both ways
     # v1.2
     idontwant_bytes_min: int = 2048  # below it the notice costs more than the copy that it saves

@@ -100,7 +100,11 @@ class KadNode:
         self._next_id = 1
         self._own_keys: dict[bytes, int] = {}  # key → when to announce it again
         self._next_tick = now + int(settings.tick_s * NANOSECONDS)
-        self._next_refresh = now
+        self._first_refresh = self._next_refresh = now + int(settings.refresh_first_s * NANOSECONDS)
+
+    @property
+    def settings(self) -> KadSettings:
+        return self._settings
 
     # --- what a program asks -------------------------------------------------------------------------------
 
@@ -166,7 +170,7 @@ class KadNode:
             was_empty = len(self.table) == 0
             self.table.heard(peer, addresses, now=now)
             if was_empty and len(self.table):
-                self._next_refresh = now  # the first peer: look around at once
+                self._next_refresh = max(now, self._first_refresh)  # the first peer: look around
         return []
 
     def receive(self, peer: bytes, message: KadMessage, *, now: int) -> list[Effect]:
@@ -207,7 +211,7 @@ class KadNode:
             effects += self._give_up(now=now)
             effects += self._check_liveness(now=now)
             effects += self._republish(now=now)
-        if now >= self._next_refresh:
+        if now >= self._next_refresh and now >= self._first_refresh:
             effects += self._refresh(now=now)
         return effects
 

@@ -28,6 +28,7 @@ class KadSettings:
     liveness_interval_s: float = 600.0  # an entry not heard of for so long is asked
     liveness_checks_max: int = 5  # per tick
     tick_s: float = 10.0
+    refresh_first_s: float = 0.0  # after the start; later where dialling strangers at once is not wanted
     refresh_interval_s: float = 300.0  # "Bootstrap process": default 5 minutes
     refresh_interval_empty_s: float = 15.0  # while hardly anybody is known
 

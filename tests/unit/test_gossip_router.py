@@ -231,6 +231,17 @@ def test_gossip_goes_to_members_outside_the_mesh_for_three_heartbeats() -> None:
     assert sends(case.beat(), "ihave") == {}
 
 
+def test_a_peer_that_comes_into_the_mesh_is_told_of_what_was_heard_just_before() -> None:
+    """Ours: else what came before the mesh stood would reach nobody. Piggybacked as v1.0 allows."""
+    case = Case(2)
+    case.send(0, publishing(1))
+    (known,) = case.router.state.cache.gossip_ids(T)
+    assert sends(case.beat(), "ihave")[peer(1)] == [(T, (known,))]
+    case.connect(2)
+    assert sends(case.send(2, Rpc(graft=(T,))), "ihave") == {peer(2): [(T, (known,))]}
+    assert case.send(2, Rpc(graft=(T,))) == []
+
+
 def test_what_an_ihave_names_and_we_lack_is_asked_for_once() -> None:
     """v1.0, Message Processing, IHAVE."""
     case = Case(2)
