@@ -180,7 +180,7 @@ def _read_json(data: bytes) -> tuple[Event, ...]:
 
 def _parse(data: bytes) -> Any:
     try:
-        return read_json(data, "the event log", depth_max=4, reason="eventlog.json")
+        return read_json(data, "the event log", depth_max=8, reason="eventlog.json")
     except EvidenceMalformed as error:
         raise EventLogInvalid(str(error), reason="eventlog.json") from None
 

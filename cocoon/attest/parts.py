@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from ..errors import AttestationError, EventLogInvalid, EvidenceMalformed
+from ..errors import AttestationError, EventLogInvalid, EvidenceMalformed, GpuReportInvalid
 from ..types import SECOND_NS, Network, TrustLevel
 from . import limits
 from .eventlog import Event, detect_kind, read_log, replay
 from .evidence import assemble, decode_hardware, decode_saved
 from .facts import Facts
+from .gpu.report import GpuReport
 from .gpu.rim import VerifiedRim, verify_rim
 from .gpu.verify import check_revocation, match_rims, pick_rims, verify_report
 from .policy import AgePolicy, GuestPolicy, TcbPolicy, TrustPolicy
@@ -27,6 +28,7 @@ from .trail import Check, Trail
 from .verifier import Expected, SessionEvidence, Verifier
 
 Claims = dict[str, Any]
+_GPU_TEXTS: Final = ("driver_version", "vbios_version", "driver_rim_id", "vbios_rim_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,10 +125,10 @@ def check_gpu(
         found = genuine.report
         claims.update(
             device=genuine.device,
-            driver_version=found.driver_version,
-            vbios_version=found.vbios_version,
-            driver_rim_id=found.driver_rim_id,
-            vbios_rim_id=found.vbios_rim_id,
+            **{
+                name: _said(found, name)
+                for name in ("driver_version", "vbios_version", "driver_rim_id", "vbios_rim_id")
+            },
             feature=found.feature,
             nonce=found.nonce.hex(),
             measurements={str(index): value.hex() for index, value in sorted(found.blocks.items())},
@@ -134,7 +136,7 @@ def check_gpu(
         if len(rims) > limits.RIMS_MAX:
             raise EvidenceMalformed("more than two RIMs", reason="gpu.rim-count")
         verified = [verify_rim(data, anchors=roots, now_s=now_s, trail=trail) for data in rims]
-        picked = pick_rims(found, verified, trail)
+        picked = pick_rims(found, verified, trail) if verified else {}
         if picked:
             claims["golden_matched"] = match_rims(found, picked, trail)
         for part in ("driver", "vbios"):
@@ -293,6 +295,14 @@ def _quote_claims(quote: VerifiedQuote) -> Claims:
         "pck_crl_issued_s": collateral.pck_crl.issued_s,
         "expires_s": quote.expires_s,
     }
+
+
+def _said(report: GpuReport, name: str) -> str | None:
+    """A text that the report may leave out; what needs it refuses on its own."""
+    try:
+        return str(getattr(report, name))
+    except GpuReportInvalid:
+        return None
 
 
 def _rim_claims(rim: VerifiedRim) -> Claims:

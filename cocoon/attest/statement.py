@@ -36,8 +36,6 @@ SHA384_BYTES: Final = 48
 GPUS_MAX: Final = 8
 MODELS_MAX: Final = 16
 
-_BLAME: Final = "The operator's offer and its machine disagree; choose another provider."
-
 
 class Statement(Message, frozen=True):
     """One session's claims. Digests are zeros where the mode has no such thing."""
@@ -120,12 +118,9 @@ def check_statement(
         ("payout address", payout, statement.payout),
     ):
         if ours != theirs:
-            raise BindingMismatch(
-                f"the provider's statement names another {name} than its offer and connection",
-                advice=_BLAME,
-            )
+            raise BindingMismatch(f"the provider's statement names another {name} than its offer and connection")
     if model not in statement.models:
-        raise BindingMismatch("the provider's statement does not name the model of its offer", advice=_BLAME)
+        raise BindingMismatch("the provider's statement does not name the model of its offer")
     message = signed_statement(network, data)
     verify(operator, operator_signature, message)
     verify(peer, peer_signature, message)

@@ -24,6 +24,7 @@ from cocoon.attest.gpu.rim import verify_rim
 from cocoon.attest.gpu.verify import check_revocation
 from cocoon.attest.images import ImagePolicy
 from cocoon.attest.policy import AgePolicy
+from cocoon.attest.quote import read_quote
 from cocoon.attest.trail import Trail
 from cocoon.attest.verifier import Verifier
 from cocoon.errors import (
@@ -267,7 +268,12 @@ def test_opaque_fields_may_not_repeat_or_run_over():
     first = report.index(struct.pack("<HH", 6, 8))
     doubled = report[:first] + struct.pack("<H", 15) + report[first + 2 :]
     over = report[: first + 2] + b"\xff\xff" + report[first + 4 :]
-    for bad in (doubled, over):
+    size_at = first - 2
+    size = int.from_bytes(report[size_at:first], "little")
+    ragged = report[:size_at] + struct.pack("<H", size + 3) + report[first:-96] + b"\1\0\1" + report[-96:]
+    crowd = b"".join(struct.pack("<HH", 1000 + i, 0) for i in range(70))
+    crowded = report[:size_at] + struct.pack("<H", size + len(crowd)) + report[first:-96] + crowd + report[-96:]
+    for bad in (doubled, over, ragged, crowded):
         assert reason_of(lambda bad=bad: read_report(bad)) == "gpu.opaque"
 
 
@@ -400,6 +406,27 @@ def test_more_rims_than_a_gpu_has_are_refused():
     gpu = evidence_of().bundle.gpus[0]
     verdict = parts.check_gpu(gpu.report, gpu.chain, rims=[b""] * 3, now_s=NOW_S, anchors=ANCHORS)
     assert verdict.reason == "gpu.rim-count"
+
+
+def test_a_report_without_version_texts_is_genuine_but_fits_no_rim():
+    report = NVIDIA.report(MACHINE.device, bytes(32), changes={3: None, 17: None})
+    chain, rim = MACHINE.device.chain, NVIDIA.rims()[0]
+    alone = parts.check_gpu(report, chain, now_s=NOW_S, anchors=ANCHORS)
+    assert alone.accepted
+    assert alone.claims["driver_rim_id"] is None
+    assert parts.check_gpu(report, chain, rims=[rim], now_s=NOW_S, anchors=ANCHORS).reason == "gpu.opaque-text"
+
+
+def test_lengths_inside_a_quotes_signature_cannot_point_outside():
+    quote = MACHINE.quote(MACHINE.fields(bytes(64)))
+    authentication = 48 + 584 + 4 + 128 + 6 + 384 + 64
+    for size in (len(quote) - authentication, len(quote) - authentication - 5, 0xFFFF, 33):
+        bent = quote[:authentication] + struct.pack("<H", size) + quote[authentication + 2 :]
+        assert reason_of(lambda bent=bent: read_quote(bent)) == "tdx.inner-length"
+    for size in (3, 130, 400, 130 + 6 + 384 + 64 + 1):
+        end = 48 + 584
+        bent = quote[:end] + struct.pack("<I", size) + quote[end + 4 : end + 4 + size]
+        assert reason_of(lambda bent=bent: read_quote(bent)) in ("tdx.truncated", "tdx.inner-length")
 
 
 def test_each_refusal_kind_is_its_own_class():

@@ -87,6 +87,7 @@ def test_the_files_are_the_ones_that_the_list_names():
         (lambda q: b"\x03" + q[1:], "tdx.tee-type"),
         (lambda q: b"\x06" + q[1:], "tdx.version"),
         (lambda q: q[:4] + bytes(4) + q[8:], "tdx.tee-type"),
+        (lambda q: q[:4] + b"\x82" + q[5:], "tdx.tee-type"),
         (lambda q: q[:2] + b"\x03" + q[3:], "tdx.key-type"),
         (lambda q: q[:12] + b"x" + q[13:], "tdx.qe-vendor"),
         (lambda q: q + bytes(20_000), "tdx.size"),
