@@ -135,6 +135,7 @@ def _attempt(url: str, state: _Part, progress: Callable[[int, int], None], check
         request = urllib.request.Request(url, headers=headers)  # noqa: S310 - the scheme is checked above
         answer = opener.open(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
+        error.close()
         if error.code == 416 and have:  # the part is longer than the file: begin again
             state.file.truncate(0)
             return False

@@ -29,7 +29,7 @@ class ModelManifest(Struct, frozen=True, kw_only=True, array_like=True, forbid_u
 
     kind: Literal["cocoon/manifest/v1"] = KIND
     weights: _Bytes32  # SHA-256 of the whole file
-    size: Annotated[int, Meta(ge=1, lt=1 << 63)]
+    size: Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
     architecture: _Word
     tokenizer: _Bytes32  # of the tokenizer's part of the file
     chat_template: _Bytes32  # of its UTF-8; of nothing, when there is none

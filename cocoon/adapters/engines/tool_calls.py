@@ -160,8 +160,8 @@ class ToolCallReader:
             return self._bare(text, deltas)
         at = self._held.find(self._marker)
         if at < 0:
-            keep = _overlap(self._held, self._marker)
-            cut = len(self._held) - keep
+            cut = len(self._held) - _overlap(self._held, self._marker)
+            cut = len(self._held[:cut].rstrip())  # white space before a call belongs to the format, not to the text
             if cut:
                 text.append(self._held[:cut])
                 self._held = self._held[cut:]
@@ -174,7 +174,6 @@ class ToolCallReader:
             text.append(self._held[:cut])
             self._held = self._held[cut:]
             return True
-        # White space before a call belongs to the format, not to the text.
         text.append(self._held[:at].rstrip())
         self._open(head, deltas)
         return True
