@@ -179,6 +179,8 @@ class StaleEvidence(AttestationError):
 class BindingMismatch(AttestationError):
     """Statement, keys, offer, CPU and GPU evidence do not belong together. Blames the operator (K4)."""
 
+    advice = "The operator's offer and its machine disagree; choose another provider."
+
 
 class TrustRefused(AttestationError):
     """The client's policy does not accept this level of evidence."""

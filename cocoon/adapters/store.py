@@ -16,7 +16,7 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, TypeVar
@@ -24,13 +24,26 @@ from typing import Any, Final, TypeVar
 import trio
 
 from ..errors import LocalProtocolError, StoreError
-from ..ports import Clock, Entropy, KnownPeer, StoredReceipt, StoredReputation
+from ..ports import (
+    Clock,
+    Entropy,
+    KnownPeer,
+    PaymentRecord,
+    StoredClaim,
+    StoredReceipt,
+    StoredReputation,
+    StoredReservation,
+    StoredVoucher,
+    VoucherSide,
+)
 from ..types import Digest, PeerId
+from . import store_money
 from .store_rules import (
     PEERS_MAX,
     PROOFS_MAX,
     RECEIPTS_MAX,
     REPUTATION_MAX,
+    check_payments,
     check_slot_digest,
     following_seq,
 )
@@ -38,7 +51,7 @@ from .store_rules import (
 T = TypeVar("T")
 
 APPLICATION_ID: Final = 0x434F_434E  # "COCN" in the file's header
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2  # 2 added money; a file of version 1 gets its tables when opened
 JOBS_MAX: Final = 256  # waiting at once; more callers wait for room
 GROUP_MAX: Final = 128  # jobs per commit: bounds how long the first one waits
 BUSY_S: Final = 10.0  # another process may hold the write lock this long
@@ -56,6 +69,7 @@ CREATE TABLE receipts (session BLOB, request_id INTEGER, number INTEGER NOT NULL
 CREATE INDEX receipts_by_time ON receipts (at_ns);
 CREATE TABLE proofs (slot BLOB PRIMARY KEY, proof BLOB NOT NULL, at_ns INTEGER NOT NULL);
 CREATE TABLE reputation (key BLOB PRIMARY KEY, observed BLOB NOT NULL, at_ns INTEGER NOT NULL);
+CREATE TABLE ratchet (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE peers (peer TEXT PRIMARY KEY, addresses TEXT NOT NULL, seen_ns INTEGER NOT NULL);
 """
 
@@ -89,6 +103,7 @@ class SqliteStore:
         self._closing = False
         self._broken: sqlite3.Error | None = None
         self._receipts_since_pruning = 0
+        self._holds = store_money.Holds(path)
         self._thread = threading.Thread(target=self._serve, name="cocoon-store", daemon=True)
         self._thread.start()
 
@@ -241,6 +256,25 @@ class SqliteStore:
 
         return await self._do(work)
 
+    async def advance_ratchet(self, entries: Mapping[str, int]) -> None:
+        """Raise the entries; nothing ever falls."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT INTO ratchet VALUES (?, ?) ON CONFLICT DO UPDATE SET value = max(value, excluded.value)",
+                list(entries.items()),
+            )
+
+        await self._do(work)
+
+    async def ratchet(self) -> dict[str, int]:
+        """All of it."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, int]:
+            return dict(connection.execute("SELECT name, value FROM ratchet"))
+
+        return await self._do(work)
+
     async def remember_peers(self, peers: tuple[KnownPeer, ...]) -> None:
         """Add to the address book, which keeps the most recently seen."""
 
@@ -267,6 +301,33 @@ class SqliteStore:
             )
 
         return await self._do(work)
+
+    # --- money -------------------------------------------------------------------------------------------
+
+    async def hold(self, name: Digest) -> None:
+        """Be the only holder of this name until the store closes. Raises `LocalProtocolError` (rule M1)."""
+        await self._do(lambda connection: self._holds.take(name))
+
+    async def save_payments(self, records: tuple[PaymentRecord, ...]) -> None:
+        """Keep all of them or none; no voucher falls."""
+        check_payments(records)
+        await self._do(lambda connection: store_money.save_payments(connection, records))
+
+    async def vouchers(self, side: VoucherSide, *, network: int, party: bytes) -> tuple[StoredVoucher, ...]:
+        """All that this account issued, or that this payout address holds."""
+        return await self._do(lambda connection: store_money.vouchers(connection, side, network=network, party=party))
+
+    async def reservations(self, *, network: int, provider: bytes) -> tuple[StoredReservation, ...]:
+        """All of this payout address."""
+        return await self._do(
+            lambda connection: store_money.reservations(connection, network=network, provider=provider)
+        )
+
+    async def claims(self, *, network: int, provider: bytes, count_max: int) -> tuple[StoredClaim, ...]:
+        """Those of this payout address, the newest first."""
+        return await self._do(
+            lambda connection: store_money.claims(connection, network=network, provider=provider, count_max=count_max)
+        )
 
     # --- the worker --------------------------------------------------------------------------------------
 
@@ -305,6 +366,7 @@ class SqliteStore:
                 except trio.RunFinishedError:
                     closing = True  # nobody is left to be answered
         self._connection.close()
+        self._holds.release_all()
 
     def _answer(self, batch: list[_Job]) -> None:
         for job in batch:
@@ -386,12 +448,16 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application == 0 and version == 0 and tables == 0:
-        for statement in _SCHEMA.split(";"):
+        for statement in (_SCHEMA + store_money.MONEY_SCHEMA).split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif application != APPLICATION_ID:
         raise StoreError(f"{path} is a database of another program", advice="Choose another folder with --home.")
+    elif version == 1:
+        for statement in store_money.MONEY_SCHEMA.split(";"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif version != SCHEMA_VERSION:
         raise StoreError(
             f"the database {path} has schema version {version}; this program knows {SCHEMA_VERSION}",

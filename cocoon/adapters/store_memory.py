@@ -5,19 +5,32 @@ Same answers and bounds as the database, but nothing survives the process: a pro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import TypeVar
 
 import trio
 
 from ..errors import LocalProtocolError, StoreError
-from ..ports import Clock, Entropy, KnownPeer, StoredReceipt, StoredReputation
+from ..ports import (
+    Clock,
+    Entropy,
+    KnownPeer,
+    PaymentRecord,
+    StoredClaim,
+    StoredReceipt,
+    StoredReputation,
+    StoredReservation,
+    StoredVoucher,
+    VoucherSide,
+)
 from ..types import Digest, PeerId
 from .store_rules import (
+    CLAIMS_MAX,
     PEERS_MAX,
     PROOFS_MAX,
     RECEIPTS_MAX,
     REPUTATION_MAX,
+    check_payments,
     check_slot_digest,
     following_seq,
 )
@@ -37,7 +50,12 @@ class MemoryStore:
         self._receipts: dict[tuple[Digest, int], StoredReceipt] = {}
         self._proofs: dict[Digest, tuple[int, bytes]] = {}
         self._reputation: dict[bytes, StoredReputation] = {}
+        self._ratchet: dict[str, int] = {}
         self._peers: dict[PeerId, KnownPeer] = {}
+        self._held: set[Digest] = set()
+        self._vouchers: dict[tuple[VoucherSide, int, bytes, int, bytes], StoredVoucher] = {}
+        self._reservations: dict[tuple[int, bytes, bytes, int], StoredReservation] = {}
+        self._claims: dict[tuple[int, bytes, bytes, int, int, int], StoredClaim] = {}
         self._closed = False
 
     async def claim_slot(self, slot: Digest, digest: Digest) -> None:
@@ -93,6 +111,17 @@ class MemoryStore:
         await self._checkpoint()
         return tuple(sorted(self._reputation.values(), key=lambda each: (-each.at_ns, each.key))[:count_max])
 
+    async def advance_ratchet(self, entries: Mapping[str, int]) -> None:
+        """Raise the entries; nothing ever falls."""
+        await self._checkpoint()
+        for name, value in entries.items():
+            self._ratchet[name] = max(value, self._ratchet.get(name, value))
+
+    async def ratchet(self) -> dict[str, int]:
+        """All of it."""
+        await self._checkpoint()
+        return dict(self._ratchet)
+
     async def remember_peers(self, peers: tuple[KnownPeer, ...]) -> None:
         """Add to the address book, which keeps the most recently seen."""
         await self._checkpoint()
@@ -107,8 +136,74 @@ class MemoryStore:
         await self._checkpoint()
         return tuple(sorted(self._peers.values(), key=lambda each: (-each.seen_ns, each.peer))[:count_max])
 
+    async def hold(self, name: Digest) -> None:
+        """Be the only holder of this name for as long as this object is open."""
+        await self._checkpoint()
+        if name in self._held:
+            raise LocalProtocolError("another cocoon keeps this ledger")
+        self._held.add(name)
+
+    async def save_payments(self, records: tuple[PaymentRecord, ...]) -> None:
+        """Keep all of them or none; no voucher falls."""
+        check_payments(records)
+        await self._checkpoint()
+        for record in records:
+            match record:
+                case StoredVoucher():
+                    self._save_voucher(record)
+                case StoredReservation():
+                    entry = (record.network, record.provider, record.account, record.epoch)
+                    kept = self._reservations.get(entry)
+                    if kept is None or record.block_seqno >= kept.block_seqno:
+                        self._reservations[entry] = record
+                case StoredClaim():
+                    self._save_claim(record)
+
+    def _save_voucher(self, record: StoredVoucher) -> None:
+        key = (record.side, record.network, record.account, record.epoch, record.provider)
+        kept = self._vouchers.get(key)
+        if kept is None or (
+            record.cumulative_nano >= kept.cumulative_nano and record.ceiling_nano >= kept.ceiling_nano
+        ):
+            self._vouchers[key] = record
+
+    def _save_claim(self, record: StoredClaim) -> None:
+        key = (
+            record.network, record.provider, record.account, record.epoch, record.cumulative_nano, record.ceiling_nano,
+        )  # fmt: skip
+        kept = self._claims.get(key)
+        if kept is None or kept.confirmed_ns == 0:
+            self._claims[key] = record
+        for old in sorted(self._claims, key=lambda each: self._claims[each].submitted_ns)[:-CLAIMS_MAX]:
+            if self._claims[old].confirmed_ns:
+                del self._claims[old]
+
+    async def vouchers(self, side: VoucherSide, *, network: int, party: bytes) -> tuple[StoredVoucher, ...]:
+        """All that this account issued, or that this payout address holds."""
+        await self._checkpoint()
+        return tuple(
+            each
+            for _, each in sorted(self._vouchers.items(), key=lambda item: item[0][2:])
+            if each.side is side
+            and each.network == network
+            and party == (each.account if side is VoucherSide.ISSUED else each.provider)
+        )
+
+    async def reservations(self, *, network: int, provider: bytes) -> tuple[StoredReservation, ...]:
+        """All of this payout address."""
+        await self._checkpoint()
+        return tuple(each for key, each in sorted(self._reservations.items()) if key[:2] == (network, provider))
+
+    async def claims(self, *, network: int, provider: bytes, count_max: int) -> tuple[StoredClaim, ...]:
+        """Those of this payout address, the newest first."""
+        await self._checkpoint()
+        found = [each for key, each in self._claims.items() if key[:2] == (network, provider)]
+        found.sort(key=lambda each: (-each.submitted_ns, each.account, -each.cumulative_nano))
+        return tuple(found[:count_max])
+
     async def aclose(self) -> None:
         """No more calls."""
+        self._held.clear()
         self._closed = True
 
     async def _checkpoint(self) -> None:

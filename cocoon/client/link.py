@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
+from ..attest.facts import Facts
 from ..errors import AttestationError, CocoonError, LocalProtocolError, StreamBroken, Unavailable
 from ..ports import Clock, Entropy, Stream
 from ..pump import SessionPump
@@ -32,7 +32,7 @@ from ..serve.events import (
     SessionDraining,
 )
 from ..serve.reasons import Reason
-from ..types import PeerId, TrustLevel
+from ..types import PeerId
 
 HANDSHAKE_TIMEOUT_S: Final = 35.0
 """The machine gives hardware evidence 30 s; this only bounds what the machine cannot see."""
@@ -40,20 +40,7 @@ HANDSHAKE_TIMEOUT_S: Final = 35.0
 RequestEvent = RequestAccepted | OutputReceived | RequestEnded
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrustedFacts:
-    """What evidence proved of a session: facts, never verdicts (rule S8)."""
-
-    level: TrustLevel
-    statement: bytes = field(repr=False)
-    sealing_suite: int
-    sealing_key: bytes
-    operator: bytes
-    payout: bytes
-    models: frozenset[bytes]
-
-
-Judge = Callable[[EvidenceReceived], Awaitable[TrustedFacts]]
+Judge = Callable[[EvidenceReceived], Awaitable[Facts]]
 """Verify a session's evidence. Raises `AttestationError`, `BadSignature` or `DecodeError`."""
 
 
@@ -122,11 +109,12 @@ class ProviderLink:
         self._pump = SessionPump(stream, machine, clock, self._on_event)
         self._requests: dict[int, RunningRequest] = {}
         self._trusted = trio.Event()
+        self._judged_again = trio.Event()
         self._evidence: trio.MemorySendChannel[EvidenceReceived]
         self._evidence_in: trio.MemoryReceiveChannel[EvidenceReceived]
         # One at a time: the machine asks anew only after the answer to the last question.
         self._evidence, self._evidence_in = trio.open_memory_channel(2)
-        self.facts: TrustedFacts | None = None
+        self.facts: Facts | None = None
         self.is_draining = False
         self.used_ns = clock.now()
 
@@ -149,12 +137,18 @@ class ProviderLink:
                 await self._pump.run()
                 nursery.cancel_scope.cancel()
         finally:
+            self._judged_again.set()
             self._trusted.set()  # wake whoever waits for trust that will not come
 
-    async def wait_trusted(self) -> TrustedFacts:
-        """What was proven, once it is. Raises what the evidence lacks, or `Unavailable`."""
+    async def wait_trusted(self) -> Facts:
+        """What was proven, once it is, and while it holds. Raises what the evidence lacks, or `Unavailable`.
+
+        Around the tenth minute facts may run out a moment before the machine's next Hello has been answered.
+        """
         with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
             await self._trusted.wait()
+            while self.facts is not None and self.facts.expires_ns <= self._clock.now() and not self._pump.is_ended:
+                await self._judged_again.wait()
         if self.facts is None:
             reason = self._pump.reason
             if isinstance(reason, AttestationError):
@@ -205,7 +199,9 @@ class ProviderLink:
             try:
                 facts = await self._judge(evidence)
                 effects = self._machine.trust(
-                    sealing_suite=facts.sealing_suite, sealing_key=facts.sealing_key, now=self._clock.now()
+                    sealing_suite=facts.statement.sealing_suite,
+                    sealing_key=facts.statement.sealing_key,
+                    now=self._clock.now(),
                 )
             except CocoonError as refusal:
                 self.facts = None
@@ -214,6 +210,8 @@ class ProviderLink:
             self.facts = facts
             self._pump.perform(effects)
             self._trusted.set()
+            again, self._judged_again = self._judged_again, trio.Event()
+            again.set()
 
     def _on_event(self, event: object) -> None:
         match event:

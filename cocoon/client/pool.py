@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from ..attest.statement import MODE_OPEN, Statement, check_statement
-from ..errors import BindingMismatch, TrustRefused
+from ..attest.facts import Facts
+from ..attest.policy import TrustPolicy
 from ..market.offer import VerifiedOffer
 from ..ports import Clock, Entropy, PeerAddresses
 from ..ports import Network as PeerNetwork
@@ -23,7 +23,8 @@ from ..serve.sealing import Crypto
 from ..types import SECOND_NS, Network, PeerId, TrustLevel
 from ..wire import limits
 from ..wire.signing import verify
-from .link import ProviderLink, TrustedFacts
+from .link import ProviderLink
+from .trusting import EvidenceJudge
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # what the stubs of trio know that libp2p brings
@@ -43,6 +44,7 @@ class LinkPool:
         *,
         network: PeerNetwork,
         network_id: Network,
+        judge: EvidenceJudge,
         crypto: Crypto,
         clock: Clock,
         entropy: Entropy,
@@ -50,6 +52,7 @@ class LinkPool:
     ) -> None:
         self._network = network
         self._network_id = network_id
+        self._judge = judge
         self._crypto = crypto
         self._clock = clock
         self._entropy = entropy
@@ -67,8 +70,8 @@ class LinkPool:
                 await trio.sleep(HOUSEKEEPING_S)
                 self._close_idle()
 
-    async def trusted_link(self, offer: VerifiedOffer, *, trust_minimum: TrustLevel) -> ProviderLink:
-        """A session with this offer's provider that proves at least `trust_minimum`, and all the offer says.
+    async def trusted_link(self, offer: VerifiedOffer, *, policy: TrustPolicy) -> tuple[ProviderLink, TrustLevel]:
+        """A session with this offer's provider that satisfies the policy now and proves all that the offer says.
 
         Raises `Unavailable` (it cannot be reached), or what the evidence lacks (`AttestationError`).
         """
@@ -77,13 +80,7 @@ class LinkPool:
             if link is None or not link.is_usable:
                 link = self._links[offer.provider] = await self._open(offer)
         facts = await link.wait_trusted()
-        _check_offer(facts, offer)
-        if facts.level.rank < trust_minimum.rank:
-            raise TrustRefused(
-                f"the provider proves {facts.level.value}; the policy asks for {trust_minimum.value}",
-                advice="Choose another provider, or state a lower trust level if the prompt may be read.",
-            )
-        return link
+        return link, self._judge.judge(facts, offer, policy)
 
     async def _open(self, offer: VerifiedOffer) -> ProviderLink:
         assert self._nursery is not None, "run() comes first"
@@ -103,8 +100,8 @@ class LinkPool:
             now=self._clock.now(),
         )
 
-        async def judge(evidence: EvidenceReceived) -> TrustedFacts:
-            return judge_evidence(evidence, offer, network=self._network_id)
+        async def judge(evidence: EvidenceReceived) -> Facts:
+            return await self._judge.verify(evidence, offer)
 
         link = ProviderLink(
             stream,
@@ -131,59 +128,3 @@ class LinkPool:
         for link in self._links.values():
             if not link.requests_running and now - link.used_ns > IDLE_NS:
                 link.end()
-
-
-def judge_evidence(evidence: EvidenceReceived, offer: VerifiedOffer, *, network: Network) -> TrustedFacts:
-    """The facts that a session's evidence proves, against the offer that led to it.
-
-    Only statements without hardware evidence can be judged here yet; one that claims more is refused rather than
-    believed. Raises `DecodeError`, `BadSignature`, `BindingMismatch` or `TrustRefused`.
-    """
-    statement = check_statement(
-        evidence.statement,
-        operator_signature=evidence.operator_signature,
-        peer_signature=evidence.peer_signature,
-        network=network,
-        nonce=evidence.nonce,
-        peer=offer.offer.peer,
-        operator=offer.offer.operator,
-        model=offer.model,
-        payout=offer.offer.terms.payout,
-    )
-    level = _proven_level(statement, evidence.hardware)
-    if level.rank < offer.claimed_trust.rank:
-        raise BindingMismatch(
-            f"the offer promises {offer.claimed_trust.value}, the evidence proves {level.value}",
-            advice="The operator's offer is false; choose another provider.",
-        )
-    return TrustedFacts(
-        level=level,
-        statement=evidence.statement,
-        sealing_suite=statement.sealing_suite,
-        sealing_key=statement.sealing_key,
-        operator=statement.operator,
-        payout=statement.payout,
-        models=frozenset(statement.models),
-    )
-
-
-def _proven_level(statement: Statement, hardware: bytes) -> TrustLevel:
-    if statement.mode != MODE_OPEN or hardware:
-        raise TrustRefused(
-            "the provider sends hardware evidence, which this version cannot verify",
-            advice="Upgrade cocoon, or choose a provider of trust level open.",
-        )
-    return TrustLevel.OPEN
-
-
-def _check_offer(facts: TrustedFacts, offer: VerifiedOffer) -> None:
-    """A session serves any of its peer's offers, if the statement stands behind each."""
-    if (
-        facts.operator != offer.offer.operator
-        or facts.payout != offer.offer.terms.payout
-        or offer.model not in facts.models
-    ):
-        raise BindingMismatch(
-            "the provider's statement does not stand behind this offer",
-            advice="The operator's offer and its machine disagree; choose another provider.",
-        )

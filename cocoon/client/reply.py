@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ..attest.policy import TrustPolicy
 from ..errors import (
     AttestationError,
     BadSignature,
@@ -58,7 +59,7 @@ class FrozenRequest:
     prompt_tokens_bound: int  # no tokenizer makes more of it
     output_tokens_max: int | None  # as the caller said
     features: Feature
-    trust_minimum: TrustLevel
+    policy: TrustPolicy
     spend_max_nano: Nano
 
 
@@ -183,7 +184,7 @@ class RunningReply:
     async def _open(self, scored: Scored) -> None:
         listed = scored.candidate.listed
         offer = listed.offer
-        link = await self._client.pool.trusted_link(offer, trust_minimum=self._request.trust_minimum)
+        link, level = await self._client.pool.trusted_link(offer, policy=self._request.policy)
         running = self._send(link, listed)
         try:
             await running.next_event()  # `RequestAccepted`, or it raises; the machine bounds the wait
@@ -192,7 +193,7 @@ class RunningReply:
             raise
         self._listed = listed
         self._running = running
-        self._trust = link.facts.level if link.facts is not None else self._request.trust_minimum
+        self._trust = level
         self._accepted_ns = self._client.clock.now()
         log.debug("request.accepted", extra={"provider": offer.provider, "offer": offer.digest.hex()})
 

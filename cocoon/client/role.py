@@ -85,6 +85,7 @@ class Client:
             fetcher=BlobFetcher(network),
             clock=clock,
             store=store,
+            uses_threads=settings.verifies_in_threads,
         )
         self.pool = LinkPool(
             judge=self._judge,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..attest.policy import TrustPolicy
+from ..attest.roots import Anchors
 from ..market.selection import PriceCeiling
-from ..types import Network, TrustLevel
+from ..types import Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
     """Terms that hold for every request of this client. Requests may only tighten them."""
 
-    network_id: Network
-    trust_minimum: TrustLevel
+    policy: TrustPolicy  # names the network as well
+    software_anchors: Anchors | None = None  # of a software TEE; the verifier refuses them outside devnet
+    verifies_in_threads: bool = True  # False in virtual time: a mock clock does not wait for threads
     ceiling: PriceCeiling = field(default_factory=PriceCeiling)
     attempts_max: int = 3  # providers tried before the first token: the first choice and two more
     offers_wait_s: float = 10.0  # for the first offer of a model that nobody has offered yet
@@ -21,3 +24,8 @@ class ClientSettings:
     first_token_timeout_s: float = 60.0  # after it was accepted
     stall_timeout_s: float = 60.0  # between two pieces of output
     output_tokens_default: int = 1_024  # when the request names no limit and the context has room
+
+    @property
+    def network_id(self) -> Network:
+        """Which network this client is on."""
+        return self.policy.network

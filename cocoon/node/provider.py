@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ..attest.enclave import Enclave
+from ..blobs import BlobShelf
 from ..errors import CocoonError, Unavailable
 from ..exchange import OfferExchange, offer_facts
 from ..market.beacon import Load
@@ -76,6 +78,7 @@ class ProviderRole:
         settings: ProviderSettings,
         clock: Clock,
         entropy: Entropy,
+        enclave: Enclave | None,
     ) -> None:
         self._network = network
         self._engine = engine
@@ -98,6 +101,16 @@ class ProviderRole:
         self._exchange = OfferExchange(
             network=network, network_id=settings.network_id, clock=clock, save_proof=store.save_proof
         )
+        self._shelf = BlobShelf()
+        self._evidence = EvidenceMaker(
+            network_id=settings.network_id,
+            network=network,
+            signer=signer,
+            payout=NO_DIGEST,
+            models=[model.digest],
+            enclave=enclave,
+            shelf=self._shelf,
+        )
         self._serving = Serving(
             network_id=settings.network_id,
             peer_key=network.peer_key,
@@ -107,13 +120,7 @@ class ProviderRole:
             keys=self._keys,
             engine=engine,
             offers=self._find_offer,
-            evidence=EvidenceMaker(
-                network_id=settings.network_id,
-                network=network,
-                signer=signer,
-                payout=NO_DIGEST,
-                models=[model.digest],
-            ),
+            evidence=self._evidence,
             hellos=HelloLimiter(),
             clock=clock,
             entropy=entropy,
@@ -163,6 +170,7 @@ class ProviderRole:
             self._nursery = nursery
             await nursery.start(self._exchange.run)
             await self._exchange.join(self.model.digest)
+            self._shelf.serve(self._network)
             self._network.handle(
                 SESSION_PROTOCOL,
                 self._serve_stream,
@@ -229,6 +237,8 @@ class ProviderRole:
             tokens_per_s_p50=int(_percentile(record.tokens_per_s, 50)),
             addresses=self._settings.announce or self._network.addresses(),
             region=self._settings.region,
+            tee=self._evidence.tee,
+            image=self._evidence.image,
         )
 
     def _find_offer(self, digest: Digest) -> OfferFacts | None:
@@ -326,8 +336,10 @@ async def open_provider(
     *,
     clock: Clock,
     entropy: Entropy,
+    enclave: Enclave | None = None,
 ) -> AsyncIterator[ProviderRole]:
-    """A provider that serves until the block ends."""
+    """A provider that serves until the block ends; without an enclave its operator can read prompts, and its
+    offers say so."""
     role = ProviderRole(
         network=network,
         engine=engine,
@@ -337,6 +349,7 @@ async def open_provider(
         settings=settings,
         clock=clock,
         entropy=entropy,
+        enclave=enclave,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(role.run)

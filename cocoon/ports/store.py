@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
-from ..types import Digest, PeerId
+from ..types import Digest, Nano, PeerId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +39,62 @@ class StoredReputation:
     key: bytes  # stake address or O (rule K7)
     observed: bytes
     at_ns: int
+
+
+class VoucherSide(IntEnum):
+    """Whose voucher it is."""
+
+    ISSUED = 0  # we are the client and signed it
+    HELD = 1  # we are the provider and may claim it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredVoucher:
+    """The highest voucher of one (account, epoch, provider): what a crash must not lose."""
+
+    side: VoucherSide
+    network: int
+    account: bytes
+    epoch: int
+    provider: bytes  # payout address
+    cumulative_nano: Nano
+    ceiling_nano: Nano
+    key: bytes  # V
+    signature: bytes
+    clean_tokens: int  # tokens paid without a write-off: how far the unpaid window has grown
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredReservation:
+    """What the chain was proven to have paid and reserved for one (account, epoch, provider), and at which block."""
+
+    network: int
+    account: bytes
+    epoch: int
+    provider: bytes
+    claimed_nano: Nano
+    ceiling_nano: Nano
+    block_seqno: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredClaim:
+    """A voucher that was, or is about to be, submitted. `confirmed_ns` is 0 until the chain is proven to have it."""
+
+    network: int
+    account: bytes
+    epoch: int
+    provider: bytes
+    cumulative_nano: Nano
+    ceiling_nano: Nano
+    submitted_ns: int
+    confirmed_ns: int = 0
+    received_nano: Nano = 0
+
+
+PaymentRecord = StoredVoucher | StoredReservation | StoredClaim
 
 
 class Store(Protocol):
@@ -73,6 +131,14 @@ class Store(Protocol):
         """The most recent first."""
         ...
 
+    async def advance_ratchet(self, entries: Mapping[str, int]) -> None:
+        """Raise what verified evidence has shown at the highest (`cocoon.attest.ratchet`); nothing ever falls."""
+        ...
+
+    async def ratchet(self) -> dict[str, int]:
+        """All of it."""
+        ...
+
     async def save_receipt(self, receipt: StoredReceipt) -> None:
         """Keep the newest receipt of a request."""
         ...
@@ -87,6 +153,35 @@ class Store(Protocol):
 
     async def known_peers(self, *, count_max: int) -> tuple[KnownPeer, ...]:
         """Most recently seen first."""
+        ...
+
+    async def hold(self, name: Digest) -> None:
+        """Be the only holder of this name until `aclose` or the end of the process, kill -9 included.
+
+        Raises `LocalProtocolError` when somebody else, in this process or another one on this store, holds it. It
+        keeps voucher ledgers single (rule M1): one provider per payout address, one signer per account.
+        """
+        ...
+
+    async def save_payments(self, records: tuple[PaymentRecord, ...]) -> None:
+        """Keep all of them or none.
+
+        A voucher replaces one of the same side, network, account, epoch and provider only where neither amount falls;
+        else the stored one stays, silently. A reservation of an older block changes nothing; a confirmed claim stays
+        confirmed.
+        """
+        ...
+
+    async def vouchers(self, side: VoucherSide, *, network: int, party: bytes) -> tuple[StoredVoucher, ...]:
+        """All that this account issued, or that this payout address holds; in order of account, epoch, provider."""
+        ...
+
+    async def reservations(self, *, network: int, provider: bytes) -> tuple[StoredReservation, ...]:
+        """All of this payout address, in order of account and epoch."""
+        ...
+
+    async def claims(self, *, network: int, provider: bytes, count_max: int) -> tuple[StoredClaim, ...]:
+        """Those of this payout address, the newest first."""
         ...
 
     async def aclose(self) -> None:

@@ -13,9 +13,12 @@ import trio
 from cocoon.adapters.network import PeerNetwork
 from cocoon.adapters.signer import KeyFileSigner
 from cocoon.adapters.store_memory import MemoryStore
+from cocoon.attest.enclave import Enclave
+from cocoon.attest.policy import TrustPolicy
 from cocoon.client import Client, ClientSettings, open_client
 from cocoon.market.catalogue import Catalogue, ModelRef
 from cocoon.node import PlainNode, ProviderRole, ProviderSettings, open_plain_node, open_provider
+from cocoon.ports import Store
 from cocoon.types import Network, Prices, Secret, TrustLevel
 from p2p import NodeSettings
 from p2p.interface import DhtMode
@@ -91,7 +94,13 @@ class LittleMarket:
         return self.plain
 
     async def add_provider(
-        self, name: str, engine: ScriptedEngine | None = None, *, output_nano: int = 0, **settings: Any
+        self,
+        name: str,
+        engine: ScriptedEngine | None = None,
+        *,
+        output_nano: int = 0,
+        enclave: Enclave | None = None,
+        **settings: Any,
     ) -> Provider:
         engine = engine or ScriptedEngine()
         network = await self.network(name)
@@ -114,22 +123,35 @@ class LittleMarket:
                 ),
                 clock=self.clock,
                 entropy=entropy,
+                enclave=enclave,
             )
         )
         await role.wait_offered()
         return Provider(role=role, engine=engine, network=network)
 
-    async def add_client(self, name: str = "client", **settings: Any) -> Client:
+    async def add_client(
+        self,
+        name: str = "client",
+        *,
+        trust_minimum: TrustLevel = TrustLevel.OPEN,
+        policy: TrustPolicy | None = None,
+        store: Store | None = None,
+        **settings: Any,
+    ) -> Client:
         network = await self.network(name, listens=False)
         entropy = SeededEntropy(name)
         return await self._hold(
             open_client(
                 network,
-                ClientSettings(**{"network_id": Network.DEVNET, "trust_minimum": TrustLevel.OPEN, **settings}),
+                ClientSettings(
+                    policy=policy or TrustPolicy(level=trust_minimum, network=Network.DEVNET),
+                    verifies_in_threads=False,
+                    **settings,
+                ),
                 catalogue=CATALOGUE,
                 clock=self.clock,
                 entropy=entropy,
-                store=MemoryStore(clock=self.clock, entropy=entropy),
+                store=store or MemoryStore(clock=self.clock, entropy=entropy),
             )
         )
 

@@ -19,11 +19,20 @@ import trio
 import trio.testing
 
 from cocoon.adapters import store as sqlite_store
-from cocoon.adapters import store_memory, store_rules
+from cocoon.adapters import store_memory, store_money, store_rules
 from cocoon.adapters.store import SqliteStore
 from cocoon.adapters.store_memory import MemoryStore
 from cocoon.errors import LocalProtocolError, StoreError
-from cocoon.ports import KnownPeer, Store, StoredReceipt, StoredReputation
+from cocoon.ports import (
+    KnownPeer,
+    Store,
+    StoredClaim,
+    StoredReceipt,
+    StoredReputation,
+    StoredReservation,
+    StoredVoucher,
+    VoucherSide,
+)
 from cocoon.types import SECOND_NS, PeerId
 from tests.fakes.market import MODEL, O1, P1, P2, CountingEntropy, FixedClock
 
@@ -149,6 +158,15 @@ def test_the_first_proof_for_a_slot_stays(run: Run) -> None:
     run(body)
 
 
+def test_the_ratchet_only_ever_rises(run: Run) -> None:
+    async def scenario(store: Store) -> None:
+        await store.advance_ratchet({"number/qe": 17, "date/qe": 5})
+        await store.advance_ratchet({"number/qe": 16, "date/qe": 6, "date/new": 1})
+        assert await store.ratchet() == {"number/qe": 17, "date/qe": 6, "date/new": 1}
+
+    run(scenario)
+
+
 def test_reputation_is_replaced_and_the_most_recent_comes_first(run: Run) -> None:
     async def body(store: Store) -> None:
         def entry(n: int, at_ns: int) -> StoredReputation:
@@ -198,6 +216,190 @@ def test_every_table_is_bounded_and_keeps_the_newest(run: Run, monkeypatch: pyte
         assert len(await store.reputation(count_max=9)) == 3
 
     run(body)
+
+
+# --- money -----------------------------------------------------------------------------------------------
+
+ACCOUNT, OTHER_ACCOUNT, PAYOUT, OTHER_PAYOUT = (bytes((n,)) * 32 for n in (0xA1, 0xA2, 0xB1, 0xB2))
+NETWORK = -217
+
+
+def voucher(cumulative: int = 100, ceiling: int = 0, **changes: object) -> StoredVoucher:
+    base = StoredVoucher(
+        side=VoucherSide.HELD,
+        network=NETWORK,
+        account=ACCOUNT,
+        epoch=7,
+        provider=PAYOUT,
+        cumulative_nano=cumulative,
+        ceiling_nano=ceiling,
+        key=b"k" * 32,
+        signature=cumulative.to_bytes(64, "big"),
+        clean_tokens=3,
+        at_ns=1,
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def test_the_highest_voucher_is_kept_and_never_falls(run: Run) -> None:
+    async def body(store: Store) -> None:
+        async def held() -> tuple[StoredVoucher, ...]:
+            return await store.vouchers(VoucherSide.HELD, network=NETWORK, party=PAYOUT)
+
+        await store.save_payments((voucher(100, 50),))
+        for lower in (voucher(99, 50), voucher(100, 49), voucher(101, 49), voucher(99, 51)):
+            await store.save_payments((lower,))
+            assert await held() == (voucher(100, 50),)
+        await store.save_payments((voucher(101, 50), voucher(101, 60)))
+        assert await held() == (voucher(101, 60),)
+
+    run(body)
+
+
+def test_vouchers_of_other_sides_networks_epochs_accounts_and_providers_stand_apart(run: Run) -> None:
+    async def body(store: Store) -> None:
+        others = (
+            voucher(1, side=VoucherSide.ISSUED),
+            voucher(2, network=-3),
+            voucher(3, epoch=8),
+            voucher(4, account=OTHER_ACCOUNT),
+            voucher(5, provider=OTHER_PAYOUT),
+        )
+        await store.save_payments((voucher(), *others))
+        held = await store.vouchers(VoucherSide.HELD, network=NETWORK, party=PAYOUT)
+        assert held == (voucher(), others[2], others[3])
+        assert await store.vouchers(VoucherSide.ISSUED, network=NETWORK, party=ACCOUNT) == (others[0],)
+        assert await store.vouchers(VoucherSide.ISSUED, network=NETWORK, party=OTHER_ACCOUNT) == ()
+
+    run(body)
+
+
+def test_payments_that_cannot_be_kept_are_refused_whole(run: Run) -> None:
+    async def body(store: Store) -> None:
+        for bad in (voucher(1 << 63), voucher(1, 1 << 63), voucher(-1), voucher(account=b"short")):
+            with pytest.raises(LocalProtocolError):
+                await store.save_payments((voucher(), bad))
+        assert await store.vouchers(VoucherSide.HELD, network=NETWORK, party=PAYOUT) == ()
+
+    run(body)
+
+
+def test_a_reservation_of_an_older_block_changes_nothing(run: Run) -> None:
+    async def body(store: Store) -> None:
+        def proven(block: int, claimed: int) -> StoredReservation:
+            return StoredReservation(
+                network=NETWORK, account=ACCOUNT, epoch=7, provider=PAYOUT, claimed_nano=claimed, ceiling_nano=900,
+                block_seqno=block, at_ns=block,
+            )  # fmt: skip
+
+        await store.save_payments((proven(10, 50),))
+        await store.save_payments((proven(9, 70),))
+        assert await store.reservations(network=NETWORK, provider=PAYOUT) == (proven(10, 50),)
+        await store.save_payments((proven(11, 40),))  # a newer proof counts even where it shows less
+        assert await store.reservations(network=NETWORK, provider=PAYOUT) == (proven(11, 40),)
+        assert await store.reservations(network=NETWORK, provider=OTHER_PAYOUT) == ()
+
+    run(body)
+
+
+def claim(cumulative: int, submitted_ns: int, confirmed_ns: int = 0) -> StoredClaim:
+    return StoredClaim(
+        network=NETWORK, account=ACCOUNT, epoch=7, provider=PAYOUT, cumulative_nano=cumulative, ceiling_nano=0,
+        submitted_ns=submitted_ns, confirmed_ns=confirmed_ns, received_nano=cumulative if confirmed_ns else 0,
+    )  # fmt: skip
+
+
+def test_a_claim_is_kept_from_submission_on_and_stays_confirmed(run: Run) -> None:
+    async def body(store: Store) -> None:
+        await store.save_payments((claim(100, 1), claim(200, 2)))
+        await store.save_payments((claim(100, 1, confirmed_ns=3),))
+        await store.save_payments((claim(100, 4),))
+        kept = await store.claims(network=NETWORK, provider=PAYOUT, count_max=9)
+        assert kept == (claim(200, 2), claim(100, 1, confirmed_ns=3))
+        assert await store.claims(network=NETWORK, provider=PAYOUT, count_max=1) == (claim(200, 2),)
+
+    run(body)
+
+
+def test_only_confirmed_claims_are_ever_forgotten(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (store_money, store_memory):
+        monkeypatch.setattr(module, "CLAIMS_MAX", 2)
+
+    async def body(store: Store) -> None:
+        await store.save_payments((claim(1, 1), claim(2, 2, confirmed_ns=3), claim(3, 3), claim(4, 4), claim(5, 5)))
+        kept = await store.claims(network=NETWORK, provider=PAYOUT, count_max=9)
+        assert [each.cumulative_nano for each in kept] == [5, 4, 3, 1]
+
+    run(body)
+
+
+def test_a_ledger_has_one_holder_until_the_store_closes(run: Run) -> None:
+    async def body(store: Store) -> None:
+        await store.hold(SLOT)
+        await store.hold(OTHER_SLOT)
+        with pytest.raises(LocalProtocolError, match="another cocoon"):
+            await store.hold(SLOT)
+
+    run(body)
+
+
+def test_a_ledger_held_on_one_database_is_free_again_after_close_or_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "cocoon.db"
+    code = (
+        "import sys, time, trio\nfrom pathlib import Path\nfrom cocoon.adapters.store import SqliteStore\n"
+        "from tests.fakes.market import CountingEntropy, FixedClock\n"
+        "async def main():\n"
+        "    store = await SqliteStore.open(Path(sys.argv[1]), clock=FixedClock(), entropy=CountingEntropy('c'))\n"
+        "    await store.hold(b'\\x01' * 32)\n    print('held', flush=True)\n    await trio.sleep(60)\n"
+        "trio.run(main)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "held\n"
+
+    async def main() -> None:
+        async with await open_at(path) as store:
+            with pytest.raises(LocalProtocolError, match="another cocoon"):
+                await store.hold(SLOT)
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait(10)
+            await store.hold(SLOT)
+            async with await open_at(path) as second:
+                with pytest.raises(LocalProtocolError, match="another cocoon"):
+                    await second.hold(SLOT)
+        async with await open_at(path) as third:
+            await third.hold(SLOT)
+
+    try:
+        trio.run(main)
+    finally:
+        child.kill()
+        child.stdout.close()
+
+
+def test_a_database_from_before_money_gets_its_tables(tmp_path: Path) -> None:
+    path = tmp_path / "cocoon.db"
+
+    async def before() -> None:
+        async with await open_at(path) as store:
+            await store.claim_slot(SLOT, DIGEST)
+
+    trio.run(before)
+    connection = sqlite3.connect(path)
+    connection.executescript(
+        "DROP TABLE vouchers; DROP TABLE reservations; DROP TABLE claims; PRAGMA user_version = 1;"
+    )
+    connection.close()
+
+    async def after() -> None:
+        for _ in range(2):
+            async with await open_at(path) as store:
+                await store.save_payments((voucher(),))
+                assert await store.vouchers(VoucherSide.HELD, network=NETWORK, party=PAYOUT) == (voucher(),)
+                with pytest.raises(LocalProtocolError):
+                    await store.claim_slot(SLOT, OTHER_DIGEST)
+
+    trio.run(after)
 
 
 def test_a_closed_store_says_so(run: Run) -> None:
@@ -356,7 +558,7 @@ def test_a_database_that_is_not_whole_and_ours_is_refused_untouched(tmp_path: Pa
             connection.close()
         case "newer":
             connection = sqlite3.connect(path)
-            connection.execute("PRAGMA user_version = 2")
+            connection.execute(f"PRAGMA user_version = {sqlite_store.SCHEMA_VERSION + 1}")
             connection.close()
     before = path.read_bytes()
 

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from cocoon.adapters.network import PeerStream
 from cocoon.attest import statement as statements
+from cocoon.attest.policy import TrustPolicy
 from cocoon.errors import AttestationError, BindingMismatch, CocoonError, TrustRefused
 from cocoon.node import evidence as node_evidence
 from cocoon.types import Network, TrustLevel, ton
@@ -19,6 +20,10 @@ from tests.fakes.little_market import ask, open_market
 
 SPEND = ton("1")
 TEXT = "the quick brown fox jumps over the lazy dog"
+
+
+def policy(level):
+    return TrustPolicy(level=level, network=Network.DEVNET)
 
 
 def run(scenario):
@@ -53,10 +58,11 @@ def test_lax_cache_strict_request_refused():
             client = await market.add_client()
             await chat(client, ask())
             [listed] = client._listed(provider.role.model.digest)
-            await client.pool.trusted_link(listed.offer, trust_minimum=TrustLevel.OPEN)
+            _, level = await client.pool.trusted_link(listed.offer, policy=policy(TrustLevel.OPEN))
+            assert level is TrustLevel.OPEN
             for level in (TrustLevel.SIMULATED, TrustLevel.CPU_CONFIDENTIAL, TrustLevel.CONFIDENTIAL):
                 with pytest.raises(TrustRefused):
-                    await client.pool.trusted_link(listed.offer, trust_minimum=level)
+                    await client.pool.trusted_link(listed.offer, policy=policy(level))
 
     run(scenario)
 

@@ -27,6 +27,7 @@ from ...adapters.engines.paced import PacedEngine
 from ...adapters.network import open_network
 from ...adapters.signer import KeyFileSigner
 from ...adapters.store_memory import MemoryStore
+from ...attest.policy import TrustPolicy
 from ...client.role import open_client
 from ...client.settings import ClientSettings
 from ...gateway.asgi import AsgiApp, Message, Receive, Send, ServerLimits, response_body, response_start
@@ -137,7 +138,7 @@ async def _gateway(args: argparse.Namespace) -> AsyncIterator[dict[str, Any]]:
         client = await stack.enter_async_context(
             open_client(
                 network,
-                ClientSettings(network_id=NETWORK, trust_minimum=TrustLevel.OPEN),
+                ClientSettings(policy=TrustPolicy(level=TrustLevel.OPEN, network=NETWORK)),
                 catalogue=Catalogue([MODEL]),
                 clock=clock,
                 entropy=entropy,
