@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,14 +26,16 @@ def test_help_lists_every_command_and_the_exit_codes(capsys: pytest.CaptureFixtu
 
 
 def test_help_takes_no_longer_than_a_blink() -> None:
-    best = min(_timed_help() for _ in range(5))  # the best of five: other processes share this machine
+    """In processor time, so that other programs on this machine do not decide; it waits for nothing."""
+    best = min(_help_cpu_s() for _ in range(3))
     assert best < 0.3
 
 
-def _timed_help() -> float:
-    started_at = time.perf_counter()
+def _help_cpu_s() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-m", "cocoon", "--help"], capture_output=True, timeout=30, check=True)
-    return time.perf_counter() - started_at
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
