@@ -174,9 +174,10 @@ class MemoryStore:
         kept = self._claims.get(key)
         if kept is None or kept.confirmed_ns == 0:
             self._claims[key] = record
-        for old in sorted(self._claims, key=lambda each: self._claims[each].submitted_ns)[:-CLAIMS_MAX]:
-            if self._claims[old].confirmed_ns:
-                del self._claims[old]
+        if len(self._claims) > CLAIMS_MAX:
+            for old in sorted(self._claims, key=lambda each: self._claims[each].submitted_ns)[:-CLAIMS_MAX]:
+                if self._claims[old].confirmed_ns:
+                    del self._claims[old]
 
     async def vouchers(self, side: VoucherSide, *, network: int, party: bytes) -> tuple[StoredVoucher, ...]:
         """All that this account issued, or that this payout address holds."""

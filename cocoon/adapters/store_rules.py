@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 from ..errors import LocalProtocolError, StoreError
+from ..ports import PaymentRecord, StoredVoucher
 from ..types import DIGEST_BYTES, MILLISECOND_NS, Digest
 
 RECEIPTS_MAX: Final = 100_000  # about 60 MB; months of a busy client
 PROOFS_MAX: Final = 4_096
 REPUTATION_MAX: Final = 8_192
 PEERS_MAX: Final = 1_024
+CLAIMS_MAX: Final = 100_000  # confirmed ones beyond it are forgotten: years of a busy provider
+AMOUNT_MAX: Final = (1 << 63) - 1  # SQLite's integers; twice all coins there are
 
 SEQ_MAX: Final = (1 << 63) - 1
 _LUCK_BITS: Final = 20
@@ -36,3 +39,14 @@ def check_slot_digest(slot: Digest, digest: Digest) -> None:
     """Raises `LocalProtocolError` unless both are SHA-256 digests."""
     if len(slot) != DIGEST_BYTES or len(digest) != DIGEST_BYTES:
         raise LocalProtocolError("a slot or digest of the wrong length")
+
+
+def check_payments(records: tuple[PaymentRecord, ...]) -> None:
+    """Raises `LocalProtocolError` for ids of a wrong length or amounts that do not fit; then nothing is kept."""
+    for record in records:
+        if len(record.account) != DIGEST_BYTES or len(record.provider) != DIGEST_BYTES:
+            raise LocalProtocolError("an account or payout address of the wrong length")
+        if not 0 <= record.ceiling_nano <= AMOUNT_MAX:
+            raise LocalProtocolError("an amount that cannot be kept")
+        if isinstance(record, StoredVoucher) and not 0 <= record.cumulative_nano <= AMOUNT_MAX:
+            raise LocalProtocolError("an amount that cannot be kept")

@@ -19,12 +19,23 @@ from .network import (
     Validator,
     Verdict,
 )
-from .store import KnownPeer, Signer, Store, StoredReceipt, StoredReputation
+from .store import (
+    KnownPeer,
+    PaymentRecord,
+    Signer,
+    Store,
+    StoredClaim,
+    StoredReceipt,
+    StoredReputation,
+    StoredReservation,
+    StoredVoucher,
+    VoucherSide,
+)
 from .world import Clock, Entropy
 
 __all__ = [
     "Clock", "Connection", "Delta", "DialFailure", "Engine", "EngineEvent", "EngineInfo", "EngineLoad", "Entropy",
     "Finished", "GenerationRequest", "GossipMessage", "Handler", "KnownPeer", "Logprob", "Network",
-    "PeerAddresses", "Signer", "Store", "StoredReceipt", "StoredReputation", "Stream", "Subscription", "Validator",
-    "Verdict",
+    "PaymentRecord", "PeerAddresses", "Signer", "Store", "StoredClaim", "StoredReceipt", "StoredReputation",
+    "StoredReservation", "StoredVoucher", "Stream", "Subscription", "Validator", "Verdict", "VoucherSide",
 ]  # fmt: skip

@@ -234,7 +234,7 @@ def voucher(cumulative: int = 100, ceiling: int = 0, **changes: object) -> Store
         cumulative_nano=cumulative,
         ceiling_nano=ceiling,
         key=b"k" * 32,
-        signature=cumulative.to_bytes(64, "big"),
+        signature=abs(cumulative).to_bytes(64, "big"),
         clean_tokens=3,
         at_ns=1,
     )
