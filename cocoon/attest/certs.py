@@ -33,6 +33,7 @@ from . import limits
 _KNOWN_CRITICAL: Final = frozenset(
     (ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE, ExtensionOID.EXTENDED_KEY_USAGE)
 )
+_STRONG_HASHES: Final = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 _SCALAR_BYTES: Final = 48  # P-384
 
 # Everything that the X509 library raises for bytes it does not like; its errors have no common root.
@@ -116,6 +117,7 @@ def _check_certificate(
     key = certificate.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise error(f"{_name(certificate)} has no P-384 key", reason=f"{prefix}-key")
+    _require_strong_hash(certificate.signature_hash_algorithm, error, prefix)
     if now_s < certificate.not_valid_before_utc.timestamp():
         raise StaleEvidence(f"{_name(certificate)} is not valid yet", reason=f"{prefix}-not-yet-valid")
     if now_s > certificate.not_valid_after_utc.timestamp():
@@ -134,6 +136,11 @@ def _check_certificate(
         raise error(f"{_name(certificate)} is not a certificate authority", reason=f"{prefix}-ca")
     if constraints.path_length is not None and constraints.path_length < depth - 1:
         raise error(f"{_name(certificate)} may not issue a chain this long", reason=f"{prefix}-path-length")
+
+
+def _require_strong_hash(algorithm: hashes.HashAlgorithm | None, error: type[AttestationError], prefix: str) -> None:
+    if not isinstance(algorithm, _STRONG_HASHES):
+        raise error("a signature over a weak or unknown hash", reason=f"{prefix}-hash")
 
 
 def verify_raw_ecdsa(certificate: x509.Certificate, signature: bytes, message: bytes) -> bool:
@@ -165,6 +172,7 @@ def check_crl(
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
         if not usage.crl_sign or not isinstance(key, ec.EllipticCurvePublicKey) or not crl.is_signature_valid(key):
             raise RevocationUnknown("the revocation list is not signed by its issuer", reason=f"{prefix}-signature")
+        _require_strong_hash(crl.signature_hash_algorithm, RevocationUnknown, prefix)
         if any(extension.critical for extension in crl.extensions):
             raise RevocationUnknown("the revocation list covers only a part", reason=f"{prefix}-scope")
         issued, until = crl.last_update_utc, crl.next_update_utc
@@ -227,6 +235,7 @@ def check_ocsp(
         signer = _ocsp_signer(answer, issuer, now_s, prefix)
         key = signer.public_key()
         algorithm = answer.signature_hash_algorithm
+        _require_strong_hash(algorithm, RevocationUnknown, prefix)
         if not isinstance(key, ec.EllipticCurvePublicKey) or algorithm is None:
             raise RevocationUnknown("the OCSP responder has no EC key", reason=f"{prefix}-signature")
         key.verify(answer.signature, answer.tbs_response_bytes, ec.ECDSA(algorithm))

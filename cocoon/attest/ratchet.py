@@ -5,7 +5,8 @@ remembers, per platform family and issuer, the newest it has ever verified, and 
 once, dates after a grace of two days, because honest providers refresh daily and not at the same minute.
 
 A ratchet is a plain mapping from names to integers. `check` reads it, `advance` gives what to write; the caller
-persists that. Only verified values get in, and none is dated after `now`, so nobody can push it into the future.
+persists that. Names are few: platform families and issuers that Intel and NVIDIA signed for. Only verified values get
+in, and none is dated after `now`, so nobody can push it into the future.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from .tdx import VerifiedQuote
 from .trail import Trail
 
 DATE_GRACE_S: Final = 2 * 24 * 3600
-RATCHET_ENTRIES_MAX: Final = 4_096  # platform families are a few dozen; far above that, the oldest names go
 
 Ratchet = Mapping[str, int]
 

@@ -101,18 +101,21 @@ def verify_quote(quote: bytes, collateral: bytes, *, anchors: Anchors, now_s: in
         "tdx.debug",
         QuoteInvalid,
         "a debug guest: its owner can read its memory",
+        success="not a debug guest",
     )
     trail.require(
         not any(report.mr_service_td or b""),
         "tdx.service-td",
         QuoteInvalid,
         "a service TD is bound to the guest",
+        success="no service TD",
     )
     trail.require(
         not any(report.mr_signer_seam) and not any(report.seam_attributes),
         "tdx.module-signer",
         QuoteInvalid,
         "the TDX module is not signed by Intel",
+        success="Intel's TDX module",
     )
     with trail.step("tdx.signature-chain", "PCK, TCB and QE chains, both CRLs, QE report, quote signature"):
         claims = _run_dcap_qvl(quote, read, anchors, now_s)
@@ -265,4 +268,5 @@ def _check_not_future(collateral: Collateral, now_s: int, trail: Trail) -> None:
             f"collateral.{name}-future",
             StaleEvidence,
             f"the {name} is dated in the future",
+            success="not dated after now",
         )

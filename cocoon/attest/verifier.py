@@ -130,6 +130,7 @@ class Verifier:
                 "binding.report-data",
                 BindingMismatch,
                 "the quote was not made for this statement",
+                success="the quote holds the hash of the statement",
             )
             runtime = _check_event_log(bundle, quote, statement, trail)
             gpus = self._check_gpus(bundle, statement, anchors, now_s, trail)
@@ -296,6 +297,7 @@ def _check_runtime(runtime: tuple[Event, ...], statement: Statement, trail: Trai
         "eventlog.seal",
         EventLogInvalid,
         "RTMR3 is not sealed, or something was measured after the seal",
+        success="sealed, and nothing after it",
     )
     payloads = {
         name: [event.payload for event in runtime if event.name == name]
@@ -310,6 +312,7 @@ def _check_runtime(runtime: tuple[Event, ...], statement: Statement, trail: Trai
             f"binding.{label}",
             BindingMismatch,
             f"RTMR3 does not hold the statement's {label} digest, exactly once",
+            success=f"the {label} of the statement was measured",
         )
     measured = [payload[:DIGEST_BYTES] for payload in payloads[EVENT_MODEL]]
     trail.require(
@@ -317,4 +320,5 @@ def _check_runtime(runtime: tuple[Event, ...], statement: Statement, trail: Trai
         "binding.models",
         BindingMismatch,
         "RTMR3 does not hold the models that the statement names",
+        success="exactly the models of the statement were measured",
     )

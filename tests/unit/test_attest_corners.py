@@ -19,6 +19,7 @@ from cocoon.attest import parts
 from cocoon.attest.certs import check_crl, check_ocsp, load_ocsp, verify_chain
 from cocoon.attest.eventlog import LogKind, read_log
 from cocoon.attest.evidence import Hardware, Part, assemble, decode_hardware, encode_bundle
+from cocoon.attest.gpu import xml
 from cocoon.attest.gpu.report import read_report
 from cocoon.attest.gpu.rim import verify_rim
 from cocoon.attest.gpu.verify import check_revocation
@@ -105,6 +106,12 @@ def test_an_unknown_critical_extension_is_refused():
     )
     odd = replace(LEAF, certificate=builder.sign(MIDDLE.key, SHA384))
     assert reason_of(lambda: walk(odd, MIDDLE, ROOT)) == "x-extension"
+
+
+def test_a_weak_hash_is_refused():
+    weak = issue("weak", key("weak hash"), MIDDLE, authority=False, hash_algorithm=hashes.SHA224())
+    assert reason_of(lambda: walk(weak, MIDDLE, ROOT)) == "x-hash"
+    assert reason_of(lambda: clear(crl(hash_algorithm=hashes.SHA224()))) == "x-hash"
 
 
 def test_certificates_outside_their_dates_are_refused():
@@ -258,6 +265,45 @@ def test_any_of_a_measurements_alternatives_will_do():
     assert body != RIM_BODY
     rim = sign_rim(body, NVIDIA.rim_signer, (NVIDIA.rim_signer, NVIDIA.rim_ca))
     facts_of(evidence_of(bundle=lambda b: replace(b, rims=(rim, b.rims[1]))))
+
+
+@pytest.mark.parametrize(
+    ("document", "reason"),
+    [
+        (b"<p:a/>", "rim.xml-namespace"),
+        (b'<a p:x=""/>', "rim.xml-namespace"),
+        (b'<a xmlns:p="u"><p:b:c/></a>', "rim.xml"),
+        (b'<a xmlns:xml="u"/>', "rim.xml"),
+        (b'<a xmlns:p=""/>', "rim.xml"),
+        (b'<a xmlns:p="u" xmlns:q="u" p:x="" q:x=""/>', "rim.xml-attribute"),
+        (b'<a x="" x=""/>', "rim.xml"),
+        (b"<a>&nbsp;</a>", "rim.xml"),
+        (b"<a>\xff</a>", "rim.xml"),
+        (b"\xff\xfe<\0a\0/\0>\0", "rim.xml"),
+    ],
+)
+def test_names_and_prefixes_are_taken_strictly(document, reason):
+    assert reason_of(lambda: xml.parse(document)).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("document", "canonical"),
+    [
+        (b'<a b="2" a="1"/>', b'<a a="1" b="2"></a>'),
+        (b"<?xml version='1.0' encoding='utf-8'?>\n<a/>\n", b"<a></a>"),
+        (b'<a xmlns="u"><b xmlns="u"/></a>', b'<a xmlns="u"><b></b></a>'),
+        (b'<a xmlns="u"><b xmlns=""/></a>', b'<a xmlns="u"><b xmlns=""></b></a>'),
+        (b'<p:a xmlns:p="u" xmlns:q="v"/>', b'<p:a xmlns:p="u" xmlns:q="v"></p:a>'),
+        (b'<a xmlns:q="u" xmlns:p="v" p:z="1" q:z="2" y="3"/>',
+         b'<a xmlns:p="v" xmlns:q="u" y="3" q:z="2" p:z="1"></a>'),
+        (b"<a>\r\n&gt;&#13;&amp;'\"</a>", b"<a>\n&gt;&#xD;&amp;'\"</a>"),
+        (b'<a b="&quot;&#9;&#10;&gt;"/>', b'<a b="&quot;&#x9;&#xA;>"></a>'),
+        (b"<a><!-- gone -->x<!-- too --></a>", b"<a>x</a>"),
+    ],
+)  # fmt: skip
+def test_the_canonical_form_is_the_standards(document, canonical):
+    """Canonical XML 1.1, sections 1.1 and 2.3, and the examples in its section 3 that this reader takes."""
+    assert xml.canonical(xml.parse(document)) == canonical
 
 
 # --- reports and logs ---

@@ -112,6 +112,7 @@ def verify_report(
         "gpu.signature",
         GpuReportInvalid,
         "the report is not signed by this device",
+        success="signed by the device",
     )
     _check_kind(report, chain, trail)
     _check_fwid(report, chain[0], trail)
@@ -133,6 +134,7 @@ def _check_kind(report: GpuReport, chain: tuple[x509.Certificate, ...], trail: T
         "gpu.feature",
         GpuReportInvalid,
         f"the GPU is in {report.feature} mode; only a single GPU is accepted",
+        success=report.feature,
     )
 
 
@@ -156,6 +158,7 @@ def _check_fwid(report: GpuReport, leaf: x509.Certificate, trail: Trail) -> None
         "gpu.fwid",
         GpuReportInvalid,
         "the firmware id of the report is not the leaf's",
+        success="the leaf vouches for this firmware",
     )
 
 

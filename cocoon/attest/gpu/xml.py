@@ -65,6 +65,12 @@ def parse(data: bytes) -> Element:
     """The document element. Raises `RimInvalid` for anything this reader does not take."""
     if len(data) > limits.RIM_BYTES_MAX:
         raise RimInvalid(f"an XML document of {len(data)} bytes is too long", reason="rim.size")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # expat would follow a byte-order mark into UTF-16
+        raise RimInvalid("an XML document that is not UTF-8", reason="rim.xml")
     builder = _Builder()
     parser = expat.ParserCreate("utf-8")  # whatever the document declares
     parser.buffer_text = True
