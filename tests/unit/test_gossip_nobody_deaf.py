@@ -1,0 +1,83 @@
+"""Nobody is left deaf: in every start of a network, every node hears every message of the topics it joined.
+
+Real nodes on loopback that start, dial and join at random times, so that streams of both directions cross in every
+order. The long form repeats it a hundred times.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import trio
+
+import p2p
+from p2p.testing.contract.tools import accept_all, key_of, settings
+
+TOPIC = "deaf"
+NODES = 20
+LINKS = 3
+
+
+async def start_once(seed: int) -> list[int]:
+    """How many of the messages each node has heard."""
+    rng = random.Random(seed)
+    nodes: list[p2p.Node | None] = [None] * NODES
+    heard: list[set[bytes]] = [set() for _ in range(NODES)]
+    stop = trio.Event()
+
+    async def live(number: int) -> None:
+        async with p2p.open_node(settings(), key=key_of(f"{seed} {number}")) as node:
+            nodes[number] = node
+            await trio.sleep(rng.uniform(0, 0.3))
+            if rng.random() < 0.5:
+                feed = await node.subscribe(TOPIC, accept_all)
+                await dial(number, node)
+            else:
+                await dial(number, node)
+                await trio.sleep(rng.uniform(0, 0.3))
+                feed = await node.subscribe(TOPIC, accept_all)
+            async with trio.open_nursery() as inner:
+
+                async def listen() -> None:
+                    async for message in feed:
+                        heard[number].add(message.data)
+
+                inner.start_soon(listen)
+                await stop.wait()
+                inner.cancel_scope.cancel()
+
+    async def dial(number: int, node: p2p.Node) -> None:
+        others = [number - 1 if number else NODES - 1, *rng.sample(range(NODES), LINKS)]
+        for other in dict.fromkeys(others):
+            while (target := nodes[other]) is None:
+                await trio.sleep(0.01)
+            if other != number:
+                await node.connect(target.peer, target.addresses())
+
+    async with trio.open_nursery() as nursery:
+        for number in range(NODES):
+            nursery.start_soon(live, number)
+        await trio.sleep(5)
+        expected = set()
+        for number, node in enumerate(nodes):
+            assert node is not None
+            data = b"from %d" % number
+            expected.add(data)
+            await node.publish(TOPIC, data)
+        with trio.move_on_after(10):
+            while any(not expected <= got for got in heard):
+                await trio.sleep(0.05)
+        stop.set()
+    return [len(expected & got) for got in heard]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_node_hears_everybody(seed: int) -> None:
+    assert trio.run(start_once, seed) == [NODES] * NODES
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5, 105))
+def test_every_node_hears_everybody_in_a_hundred_more_starts(seed: int) -> None:
+    assert trio.run(start_once, seed) == [NODES] * NODES
