@@ -3,8 +3,7 @@
 Only what NVIDIA's files use is taken: UTF-8, elements, attributes, namespaces, text. Document types (and with
 them every entity and external reference), processing instructions, CDATA sections and `xml:` attributes are
 refused, not interpreted: each is a way to make two readers see two documents. Comments are dropped, as the
-canonical form drops them. Depth, elements and attributes
-are bounded while the parser runs.
+canonical form drops them. Depth, elements and attributes are bounded while the parser runs.
 
 The canonical form of an element renders all namespaces in scope at its top, as Canonical XML asks for a document
 subset, and drops a redundant declaration further down.
