@@ -46,6 +46,7 @@ log = logging.getLogger("p2p")
 IDENTIFY = identify.ID
 IDENTIFY_BYTES_MAX = 16 * KIB  # with a signed record and a hundred protocols: 8 KiB
 IDENTIFY_TIMEOUT_S = 10.0
+IDENTIFY_END_WAIT_S = 1.0
 ADDRESSES_PER_PEER_MAX = 16
 PROTOCOLS_PER_PEER_MAX = 128
 AGENT_CHARS_MAX = 128
@@ -133,6 +134,9 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
         message = identify._mk_identify_protobuf(self, observed)
         message.agent_version = self.settings.agent
         await stream.write(encode_frame(message.SerializeToString()))
+        # js-libp2p 3.3 loses an answer whose end arrives together with the end of the negotiation, so a ping goes
+        # back and forth in between.
+        await stream.muxed_conn.is_alive(timeout_s=IDENTIFY_END_WAIT_S)
         await stream.close()
 
     def _schedule_identify(self, peer_id: ID, *, reason: str) -> None:

@@ -88,6 +88,17 @@ class MuxedStream(LinkStream, IMuxedStream):  # type: ignore[misc]
         except StreamClosed as error:
             raise MuxedStreamClosed(str(error)) from error
 
+    async def close_write(self) -> None:
+        """Say the end in a frame of its own, after all data has gone: js-yamux (8.0) drops what a frame with FIN
+        carries when it has closed its own side. Cancelled, the end is said with the last data."""
+        try:
+            while self._stream.unsent and not self.is_closed:
+                await self.muxed_conn.wait_pushed()
+        finally:
+            self._link.session.close_write(self._stream)
+            self._link.flush()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
     async def close(self) -> None:
         """libp2p's word for closing our side: reading goes on."""
         await self.close_write()
@@ -112,6 +123,7 @@ class MuxedConnection(Link, IMuxedConn):  # type: ignore[misc]
     def __init__(self, sock: socket.socket, connection: Connection, early_events: Any, **options: Any) -> None:
         host, port = sock.getpeername()[:2]
         self._remote_address: tuple[str, int] = (host, port)
+        self._pushed: trio.Event | None = None  # somebody waits for the next batch to go
         self.event_started = trio.Event()
         Link.__init__(self, sock, connection, early_events, **options)
         self.peer_id = ID(self.remote_peer)
@@ -132,6 +144,25 @@ class MuxedConnection(Link, IMuxedConn):  # type: ignore[misc]
             if self.on_close is not None:
                 with trio.CancelScope(shield=True):
                     await self.on_close()
+
+    def _push(self) -> None:
+        Link._push(self)
+        if self._pushed is not None:
+            self._pushed.set()
+            self._pushed = None
+
+    async def wait_pushed(self) -> None:
+        """Until a batch has been sent, or the connection has ended."""
+        if self._is_closed:
+            return
+        if self._pushed is None:
+            self._pushed = trio.Event()
+        await self._pushed.wait()
+
+    def _end(self, error: BaseException | None) -> None:
+        Link._end(self, error)
+        if self._pushed is not None:
+            self._pushed.set()
 
     async def close(self) -> None:
         self.close_nowait()
