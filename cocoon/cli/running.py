@@ -1,8 +1,8 @@
 """Runs a command's trio program: signals, a clean end, and no survivor.
 
-Ctrl-C and SIGTERM cancel the program, which then closes what it opened. A second signal, or an end that takes longer
-than `SHUTDOWN_MAX_S`, ends the process at once. With `--exit-with-parent` (hidden; the demo's processes have it) the
-end of standard input counts as SIGTERM, so that a demo that was killed leaves nobody behind.
+Ctrl-C, SIGTERM and a closed terminal cancel the program, which then closes what it opened. A second signal, or an end
+that takes longer than `SHUTDOWN_MAX_S`, ends the process at once. With `--exit-with-parent` (hidden; the demo's
+processes have it) the end of standard input counts as SIGTERM, so that a demo that was killed leaves nobody behind.
 """
 
 from __future__ import annotations
@@ -49,7 +49,10 @@ async def _watch_signals(
     received: list[signal.Signals],
     task_status: Any = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # the terminal was closed; `nohup` ignores it, and so do we
+        wanted.append(signal.SIGHUP)
+    with trio.open_signal_receiver(*wanted) as signals:
         task_status.started()
         async for number in signals:
             if received:

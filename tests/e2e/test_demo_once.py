@@ -57,7 +57,9 @@ def test_one_question_goes_through_the_whole_path_and_prints_the_promised_object
     assert list(world.temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
+)
 def test_however_a_demo_ends_no_process_is_left(tmp_path: Path, number: signal.Signals) -> None:
     world = World(tmp_path)
     with world.service("demo", "--port", "0", "--providers", "1") as demo:
