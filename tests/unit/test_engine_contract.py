@@ -23,7 +23,9 @@ Open = Callable[..., AbstractAsyncContextManager[Engine]]
 
 @asynccontextmanager
 async def _paced(slots: int = 2) -> AsyncIterator[Engine]:
-    engine = PacedEngine(slots=slots, tokens_per_s=2_000, first_token_s=0.001, answer_tokens=300, context_tokens=CONTEXT)
+    engine = PacedEngine(
+        slots=slots, tokens_per_s=2_000, first_token_s=0.001, answer_tokens=300, context_tokens=CONTEXT
+    )
     yield engine
     await engine.aclose()
 

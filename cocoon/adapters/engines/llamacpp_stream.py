@@ -125,7 +125,8 @@ class Translator:
             elif event.prompt_progress is None:
                 self._token(event, ids, logprobs, pieces)
         self._given += len(ids)
-        text, calls = "".join(pieces), ()
+        text = "".join(pieces)
+        calls: tuple[dict[str, Any], ...] = ()
         if self._kept is not None:
             self._kept.append(text)
         if self._reader is not None:
