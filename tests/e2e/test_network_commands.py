@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import select
 import subprocess
 import sys
 import time
@@ -192,9 +193,11 @@ def test_chat_in_a_terminal_remembers_and_ctrl_c_stops_one_answer_only(demo: Dem
         terminal.expect("/quit ends")
         terminal.write("/new\n")
         terminal.expect("forgotten")
+        terminal.expect("> ")
         terminal.write("Tell me a story.\n")
-        time.sleep(0.05)
-        terminal.write("\x03")
+        terminal.expect("Once")
+        terminal.write("\x03")  # in the middle of an answer, or just after it on a fast machine
+        terminal.expect("/quit ends")
         terminal.expect("> ")
         terminal.write("What is a token?\n")
         terminal.expect("receipt verified")
@@ -228,6 +231,8 @@ class Terminal:
         until = time.monotonic() + timeout_s
         while text not in self._seen:
             assert time.monotonic() < until, f"waited for {text!r}, saw {self._seen!r}"
+            if not select.select([self._primary], [], [], 1.0)[0]:
+                continue
             try:
                 self._seen += os.read(self._primary, 4096).decode(errors="replace")
             except OSError:
