@@ -156,7 +156,7 @@ def random_links(rng: random.Random) -> list[tuple[int, int]]:
     return sorted(edges)
 
 
-async def gossip(*, ours: bool, rate: float, count: int) -> dict[str, float]:
+async def gossip(*, ours: bool, rate: float, count: int, figures: dict[str, float]) -> None:
     """20 hosts in one process, signed messages of 512 bytes."""
     rng = random.Random(1)
     delays: list[float] = []
@@ -191,14 +191,12 @@ async def gossip(*, ours: bool, rate: float, count: int) -> dict[str, float]:
                 while len(delays) < count * HOSTS:
                     await trio.sleep(0.02)
             cpu = time.process_time() - cpu - idle * (time.perf_counter() - started)
+            delays.sort()
+            figures["delivered_share"] = len(delays) / count / HOSTS
+            figures["gossip_cpu_ms_per_delivery"] = cpu / len(delays) * 1e3
+            figures["delay_p50_ms"] = delays[len(delays) // 2] * 1e3
+            figures["delay_p99_ms"] = delays[int(len(delays) * 0.99)] * 1e3
             nursery.cancel_scope.cancel()
-    delays.sort()
-    return {
-        "delivered_share": len(delays) / count / HOSTS,
-        "gossip_cpu_ms_per_delivery": cpu / len(delays) * 1e3,
-        "delay_p50_ms": delays[len(delays) // 2] * 1e3,
-        "delay_p99_ms": delays[int(len(delays) * 0.99)] * 1e3,
-    }
 
 
 async def _start_ours(stack: AsyncExitStack, links: list[tuple[int, int]]) -> Any:
@@ -256,6 +254,17 @@ async def memory(*, ours: bool) -> dict[str, float]:
         return {"memory_mb_per_connection": (_resident_bytes() - before) / len(clients) / 1e6}
 
 
+def run_gossip(*, ours: bool, rate: float, count: int) -> dict[str, float]:
+    """An overloaded network of the library may fail while it is taken down; its figures stand by then."""
+    figures: dict[str, float] = {}
+    try:
+        trio.run(partial(gossip, ours=ours, rate=rate, count=count, figures=figures))
+    except BaseException:
+        if ours or not figures:
+            raise
+    return figures
+
+
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
@@ -285,11 +294,11 @@ def main() -> None:
         "streams, ours, direct": trio.run(lambda: streams(ours=True, direct=True, scale=scale)),
         "memory, library": trio.run(lambda: memory(ours=False)),
         "memory, ours": trio.run(lambda: memory(ours=True)),
-        "gossip 3/s, library": trio.run(lambda: gossip(ours=False, rate=3, count=count // 4)),
-        "gossip 3/s, ours": trio.run(lambda: gossip(ours=True, rate=3, count=count // 4)),
-        "gossip 10/s, library": trio.run(lambda: gossip(ours=False, rate=10, count=count)),
-        "gossip 10/s, ours": trio.run(lambda: gossip(ours=True, rate=10, count=count)),
-        "gossip 50/s, ours": trio.run(lambda: gossip(ours=True, rate=50, count=count * 4)),
+        "gossip 3/s, library": run_gossip(ours=False, rate=3, count=count // 4),
+        "gossip 3/s, ours": run_gossip(ours=True, rate=3, count=count // 4),
+        "gossip 10/s, library": run_gossip(ours=False, rate=10, count=count),
+        "gossip 10/s, ours": run_gossip(ours=True, rate=10, count=count),
+        "gossip 50/s, ours": run_gossip(ours=True, rate=50, count=count * 4),
         "routers alone, 1,000": simulate(1000, 5 if options.quick else 30),
     }
     if not options.quick:

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 import p2p
+import p2p.driver  # before any clock runs: importing libp2p takes seconds
 from p2p.testing.contract.tools import accept_all, key_of, settings
 
 TOPIC = "deaf"
@@ -24,6 +25,7 @@ async def start_once(seed: int) -> list[int]:
     rng = random.Random(seed)
     nodes: list[p2p.Node | None] = [None] * NODES
     heard: list[set[bytes]] = [set() for _ in range(NODES)]
+    joined: list[int] = []
     stop = trio.Event()
 
     async def live(number: int) -> None:
@@ -37,6 +39,7 @@ async def start_once(seed: int) -> list[int]:
                 await dial(number, node)
                 await trio.sleep(rng.uniform(0, 0.3))
                 feed = await node.subscribe(TOPIC, accept_all)
+            joined.append(number)
             async with trio.open_nursery() as inner:
 
                 async def listen() -> None:
@@ -58,7 +61,10 @@ async def start_once(seed: int) -> list[int]:
     async with trio.open_nursery() as nursery:
         for number in range(NODES):
             nursery.start_soon(live, number)
-        await trio.sleep(5)
+        with trio.fail_after(30):
+            while len(joined) < NODES:
+                await trio.sleep(0.05)
+        await trio.sleep(4)  # meshes form at heartbeats, one a second
         expected = set()
         for number, node in enumerate(nodes):
             assert node is not None
