@@ -66,6 +66,9 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     context_tokens: int | None = None  # None: what the model was trained for
     threads: int | None = None  # None: the engine chooses
     region: str = ""
+    tee: str = "none"  # none, simulated (devnet), tdx, tdx+gpu: what this machine can prove
+    image: str | None = None  # hex digests of what a TDX guest measured into RTMR3
+    config_digest: str | None = None
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

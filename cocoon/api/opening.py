@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 from ..adapters.clock import SystemClock, entropy
 from ..adapters.models import ModelStore
 from ..adapters.network import PeerNetwork, open_network
-from ..attest.policy import TrustPolicy
 from ..client.interface import ClientRole
 from ..client.role import open_client
 from ..client.settings import ClientSettings
@@ -44,7 +43,9 @@ async def open_role(terms: OpenTerms, *, store: Store | None = None) -> AsyncIte
     """A client role that is connected to the network. Raises `ConfigError`; `Unavailable` with every dial tried."""
     async with open_client_network(bootstrap=terms.bootstrap, network=terms.network) as network:
         await wait_connected(network, timeout_s=terms.timeout_s)
-        settings = ClientSettings(policy=TrustPolicy(level=terms.trust.level, network=terms.network))
+        settings = ClientSettings(
+            policy=terms.trust.rules(terms.network), software_anchors=terms.trust.software_anchors(terms.network)
+        )
         async with open_client(
             network,
             settings,

@@ -69,9 +69,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         elif not sys.stdin.isatty():
             conversation.ask(sys.stdin.read(MESSAGE_BYTES_MAX))
         else:
-            console.notice(
-                f"{model} · trust level {trust.level.value}: the provider's operator can read what you write"
-            )
+            console.notice(f"{model} · {trust.warning or f'trust level {trust.level.value}'}")
             console.say(f"each answer may cost at most {format_ton(spend_max_nano)} TON · {HELP}")
             _talk(conversation, console)
     return 0

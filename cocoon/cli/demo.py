@@ -3,7 +3,8 @@
 A bootstrap node and the providers are processes of their own, so that one can be killed; the client peer and its
 gateway run here. Everything lives in one temporary directory and is gone afterwards, however the demo ends.
 
-The demo selects the trust level `open` itself, and says so: nothing here protects a prompt from a provider.
+The demo selects its trust level itself and says so: `simulated`, in which every check of a confidential session runs on
+a software TEE, or with `--open` the level `open`. Neither protects a prompt from a provider.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 from typing import Final
 
 from ..errors import ConfigError
+from ..types import TrustLevel
 from .console import Console
 from .options import add_common, setup
 
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", metavar="KEY", help="of the gateway (default: a random one, printed)")
     parser.add_argument("--model", metavar="MODEL", default="cocoon-tiny", help="what the providers serve")
     parser.add_argument("--once", metavar="QUESTION", help="ask one question through the whole path, and end")
+    parser.add_argument("--open", action="store_true", help="providers without enclaves, and trust level open")
     add_common(parser)
 
 
@@ -37,7 +40,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise ConfigError(f"--providers must be from 1 to {PROVIDERS_MAX}, not {args.providers}")
     if args.network not in (None, "devnet"):
         raise ConfigError("the demo is a network of its own, on this machine", advice="Leave out --network.")
-    prepared = setup(args, network="devnet", gateway__port=_port(args), client__trust="open")
+    level = TrustLevel.OPEN if args.open else TrustLevel.SIMULATED
+    prepared = setup(args, network="devnet", gateway__port=_port(args), client__trust=level.value)
     from .demo_network import run_demo
     from .running import run_program
 

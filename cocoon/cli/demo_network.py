@@ -28,14 +28,14 @@ from ..api.terms import OPEN_TIMEOUT_S, open_terms
 from ..client.interface import ClientRole, OfferView
 from ..config import Home
 from ..errors import NoProvider
-from ..trust import Open
-from ..types import Secret, format_ton
+from ..trust import TrustPolicy
+from ..types import Secret, TrustLevel, format_ton
 from .ask import ask_gateway
 from .children import Child, ChildGroup, children
 from .console import Console
 from .keys import new_api_key
-from .options import Setup
-from .stacks import OPEN_WARNING, check_port_free, open_api
+from .options import Setup, chosen_trust
+from .stacks import check_port_free, open_api, warning_of
 from .views import brief_peer
 
 PREFIX: Final = "cocoon-demo-"
@@ -59,13 +59,14 @@ async def run_demo(
     started_at = time.monotonic()
     key = Secret((api_key or new_api_key()).encode())
     await check_port_free(prepared.config)
-    console.notice(OPEN_WARNING)
+    trust = chosen_trust(prepared.config)
+    console.notice(warning_of(trust))
     console.say(f"{model} is a TEST MODEL: two megabytes, a few made-up facts." if model == "cocoon-tiny" else model)
     with demo_directory(prepared.home if keep_home else None) as folder:
         async with children(folder) as group:
             bootstrap, running = await _start_peers(group, folder, console, prepared, providers, model)
             terms = open_terms(
-                bootstrap=(bootstrap,), trust=Open(), network="devnet", timeout_s=OPEN_TIMEOUT_S, home=folder
+                bootstrap=(bootstrap,), trust=trust, network="devnet", timeout_s=OPEN_TIMEOUT_S, home=folder
             )
             home = Home(path=folder)
             async with (
@@ -77,7 +78,7 @@ async def run_demo(
                 if question is not None:
                     await _ask_once(console, gateway.base_url, key, question, model=model, offers=offers)
                     return
-                _say_what_to_try(console, gateway.base_url, key, bootstrap, model, offers, running)
+                _say_what_to_try(console, gateway.base_url, key, bootstrap, model, offers, running, trust)
                 console.data(
                     {
                         "event": "ready",
@@ -86,7 +87,7 @@ async def run_demo(
                         "api_key": key.reveal().decode(),
                         "bootstrap": bootstrap,
                         "model": model,
-                        "trust": "open",
+                        "trust": trust.level.value,
                         "providers": [
                             {"peer": child.ready["peer"], "pid": child.pid, "name": child.name} for child in running
                         ],
@@ -118,6 +119,7 @@ async def _start_peers(
         name = f"provider-{number + 1}"
         words = ["serve", model, "--bootstrap", bootstrap, "--home", str(folder / name), *common]
         words += ["--price-in", price_in, "--price-out", price_out, "--threads", "1"]
+        words += ["--tee", "none" if prepared.config.client.trust == TrustLevel.OPEN.value else "simulated"]
         child = await group.start(name, words)
         running.append(child)
         console.progress(f"{name} is up: {brief_peer(child.ready['peer'])}, {price_in} / {price_out} TON per M tokens")
@@ -185,6 +187,7 @@ def _say_what_to_try(
     model: str,
     offers: tuple[OfferView, ...],
     running: list[Child],
+    trust: TrustPolicy,
 ) -> None:
     secret = key.reveal().decode()
     cheapest = offers[0]
@@ -208,8 +211,8 @@ def _say_what_to_try(
     )
     console.line("   and ask again: another answers.\n")
     console.line(f"   kill -9 {victim.pid}\n")
-    console.line(f"Or talk: cocoon chat --trust open --bootstrap {bootstrap}\n")
-    console.notice(OPEN_WARNING)
+    console.line(f"Or talk: cocoon chat --trust {trust.level.value} --bootstrap {bootstrap}\n")
+    console.notice(warning_of(trust))
     console.say("Ctrl-C ends the demo and leaves nothing behind.")
 
 

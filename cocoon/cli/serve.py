@@ -22,6 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--slots", type=int, metavar="N", help="requests that decode at once (default: 4)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="per request, prompt and answer together")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the engine's choice)")
+    parser.add_argument(
+        "--tee",
+        metavar="KIND",
+        help="what this machine proves: none (default: clients must accept trust level open), simulated (devnet), "
+        "tdx, tdx+gpu",
+    )
     parser.add_argument("--region", metavar="TEXT", help="where this is, as a hint for clients")
     add_common(parser)
     add_bootstrap(parser)
@@ -39,6 +45,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         provider__context_tokens=args.context,
         provider__threads=args.threads,
         provider__region=args.region,
+        provider__tee=args.tee,
     )
     if prepared.config.provider.model is None:
         raise ConfigError("no model was named", advice="Try `cocoon serve cocoon-tiny`.")

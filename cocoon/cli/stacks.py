@@ -19,6 +19,7 @@ from ..adapters.models import LocatedModel, ModelStore
 from ..adapters.network import PeerNetwork, open_network
 from ..adapters.signer import KeyFileSigner
 from ..adapters.store import SqliteStore
+from ..adapters.tee.opening import open_enclave
 from ..api.opening import open_role, wait_connected
 from ..api.terms import OPEN_TIMEOUT_S, open_terms
 from ..client.interface import ClientRole
@@ -37,9 +38,10 @@ SEED_BYTES: Final = 32
 BOOTSTRAP_PATIENCE_S: Final = 60.0  # a provider and its bootstrap node may be started together, on a slow machine
 DRAIN_S: Final = 4.0  # half of the time that a shutdown may take
 
-OPEN_WARNING: Final = (
-    "TRUST LEVEL: open. No enclave protects this: the operator of a provider can read prompts and answers."
-)
+
+def warning_of(trust: TrustPolicy) -> str:
+    """What a user has to know of the chosen level, for a line of its own; empty when there is nothing."""
+    return trust.warning and trust.warning[0].upper() + trust.warning[1:] + "."
 
 
 async def run_node(prepared: Setup, console: Console) -> None:
@@ -90,6 +92,15 @@ async def run_provider(prepared: Setup, console: Console) -> None:
         region=config.provider.region,
         announce=config.peer.announce,
     )
+    enclave = open_enclave(
+        config.provider.tee,
+        network=config.network_id,
+        model=located.model.digest,
+        clock=clock,
+        folder=home.path / "collateral",
+        image_hex=config.provider.image,
+        config_hex=config.provider.config_digest,
+    )
     async with (
         await SqliteStore.open(home.database_path, clock=clock, entropy=entropy) as store,
         open_llamacpp_engine(
@@ -114,7 +125,15 @@ async def run_provider(prepared: Setup, console: Console) -> None:
             console.progress("joining the network …")
             await wait_connected(network, timeout_s=BOOTSTRAP_PATIENCE_S)
         async with open_provider(
-            network, engine, located.model, signer, store, settings, clock=clock, entropy=entropy
+            network,
+            engine,
+            located.model,
+            signer,
+            store,
+            settings,
+            clock=clock,
+            entropy=entropy,
+            enclave=enclave,
         ) as provider:
             await provider.wait_offered()
             _say_serving(console, config, network, located)
@@ -126,6 +145,14 @@ async def run_provider(prepared: Setup, console: Console) -> None:
                         console.say(f"requests still ran after {DRAIN_S:.0f} s; they were cut off")
 
 
+_TEE_WORDS: Final = {
+    "none": "Trust level open: you can read what clients send, and they have agreed to it.",
+    "simulated": "Simulated enclave: every check of a confidential session runs, and nothing is protected.",
+    "tdx": "This TDX guest proves what it runs; its GPU, if any, proves nothing.",
+    "tdx+gpu": "This TDX guest and its GPU prove what they run.",
+}
+
+
 def _say_serving(console: Console, config: Config, network: PeerNetwork, located: LocatedModel) -> None:
     prices, model = prices_of(config), located.model
     console.notice(f"serving {located.label} on {config.network} · peer {network.peer}")
@@ -133,7 +160,7 @@ def _say_serving(console: Console, config: Config, network: PeerNetwork, located
         f"{format_ton(prices.input_nano)} TON in, {format_ton(prices.output_nano)} TON out per million tokens; "
         "shown and counted, not charged yet"
     )
-    console.say("Trust level open: you can read what clients send, and they have agreed to it.")
+    console.say(_TEE_WORDS[config.provider.tee])
     console.line(f"model      {model}")
     for address in network.addresses():
         console.line(f"address    {address}")
@@ -147,6 +174,7 @@ def _say_serving(console: Console, config: Config, network: PeerNetwork, located
             "model": model.name,
             "model_digest": model.digest.hex(),
             "test_model": located.test_model,
+            "tee": config.provider.tee,
             "price_input_nano": prices.input_nano,
             "price_output_nano": prices.output_nano,
         }
@@ -178,7 +206,8 @@ async def run_gateway(prepared: Setup, trust: TrustPolicy, console: Console, *, 
         open_role(terms, store=store) as role,
         open_api(role, config, home, key, clock) as gateway,
     ):
-        console.notice(OPEN_WARNING)
+        if trust.warning:
+            console.notice(warning_of(trust))
         console.line(f"base URL  {gateway.base_url}")
         if api_key is None:
             console.line(f"API key   {key.reveal().decode()}")

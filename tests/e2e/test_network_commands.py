@@ -73,10 +73,10 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
 
 def test_the_demo_says_what_is_what(demo: Demo) -> None:
     ready = demo.service.ready
-    assert ready["trust"] == "open"
+    assert ready["trust"] == "simulated"
     assert len({provider["peer"] for provider in ready["providers"]}) == 3
     told = demo.service.log.read_text()
-    assert "TRUST LEVEL: open" in told
+    assert "trust level simulated" in told.lower()
     assert "TEST MODEL" in told
 
 
@@ -116,7 +116,7 @@ def test_offers_lists_three_providers_cheapest_first(demo: Demo) -> None:
     prices = [offer["price_output_nano"] for offer in offers]
     assert prices == sorted(prices)
     assert len(set(prices)) == 3
-    assert all(offer["trust_claimed"] == "open" and offer["age_s"] >= 0 for offer in offers)
+    assert all(offer["trust_claimed"] == "simulated" and offer["age_s"] >= 0 for offer in offers)
 
     table = demo.run("offers", trust=False).stdout
     assert table.count("cocoon-tiny@") == 3
