@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from cocoon.config import Config, Home, override, parse_config
@@ -87,3 +89,21 @@ def test_a_config_that_is_not_text_is_refused(tmp_path: Path) -> None:
 def test_home_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COCOON_HOME", str(tmp_path / "elsewhere"))
     assert Home.locate().path == tmp_path / "elsewhere"
+
+
+def test_the_page_on_settings_names_every_key_and_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "getting-started.md").read_text()
+    (block,) = [text for text in re.findall(r"```toml\n(.*?)```", page, flags=re.DOTALL) if "[gateway]" in text]
+    assert parse_config(block) == Config(), "the page shows the defaults"
+    section = ""
+    shown = set()
+    for line in block.splitlines():
+        if match := re.match(r"\[(\w+)\]", line):
+            section = match[1] + "."
+        elif match := re.match(r"#? ?(\w+) = ", line):
+            shown.add(section + match[1])
+    known = {"network"}
+    for field in msgspec.structs.fields(Config):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            known |= {f"{field.name}.{inner.name}" for inner in msgspec.structs.fields(field.type)}
+    assert shown == known

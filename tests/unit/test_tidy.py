@@ -118,6 +118,15 @@ def test_the_readme_shows_commands_that_exist() -> None:
     assert {"demo", "serve", "gateway", "chat"} <= shown
 
 
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page in [path for path in tracked_files() if path.suffix == ".md"]:
+        for target in re.findall(r"\]\((?!https?://|#)([^)#\s]+)", page.read_text()):
+            if not (page.parent / target).exists():
+                broken.append(f"{page.relative_to(ROOT)}: {target}")
+    assert broken == []
+
+
 def test_every_command_has_help_with_json_and_its_file() -> None:
     from cocoon.cli import COMMANDS, main
 
