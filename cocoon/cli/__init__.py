@@ -44,6 +44,7 @@ COMMANDS: Final = {
     "offers": Command("offers", "what the network offers: models, prices, speed"),
     "peers": Command("peers", "who we are connected to, and why others could not be reached"),
     "bench": Command("bench", "what the network adds to an engine, measured beside nginx and LiteLLM"),
+    "devnet": Command("devnet", "a local TON chain on the real virtual machine, with a faucet"),
     "verify": Command("verify", "check saved evidence offline, and say which check failed"),
 }
 

@@ -71,7 +71,11 @@ def opening_sets_key_bond_and_epoch(tvm: Tvm, code: Code) -> None:
 def a_plain_transfer_and_a_comment_are_deposits(tvm: Tvm, code: Code) -> None:
     world = AccountWorld(tvm, code=code)
     before, state = world.balance, world.state
-    for body in (None, begin_cell().store_uint(0, 32).store_bytes(b"thanks").end_cell(), begin_cell().store_uint(1, 8).end_cell()):
+    for body in (
+        None,
+        begin_cell().store_uint(0, 32).store_bytes(b"thanks").end_cell(),
+        begin_cell().store_uint(1, 8).end_cell(),
+    ):
         assert world.send(STRANGER, body, TON).is_done
     assert 3 * TON - MILLI < world.balance - before <= 3 * TON
     assert (world.state.bond_nano, world.state.epoch) == (state.bond_nano, state.epoch)
@@ -585,4 +589,4 @@ def forge_for_the_zero_key(message: bytes) -> bytes:
     raise AssertionError("a quarter of all nonces should do")
 
 
-assert V_KEY == bytes(V.verify_key)
+assert bytes(V.verify_key) == V_KEY

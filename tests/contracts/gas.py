@@ -87,7 +87,9 @@ def _paths() -> list[Path]:
     full = lambda tvm: _account(tvm, 128)  # noqa: E731
     paths += [
         Path("account: reserve, new entry beside 128", full, lambda w: w.claim(provider(10**6), 0, TENTH)),
-        Path("account: claim and reserve, own entry of 128", full, lambda w: w.claim(provider(5), 2 * TENTH, 3 * TENTH)),
+        Path(
+            "account: claim and reserve, own entry of 128", full, lambda w: w.claim(provider(5), 2 * TENTH, 3 * TENTH)
+        ),
         Path("account: short claim with burn, own entry of 128", full, lambda w: w.claim(provider(5), 8 * TON)),
         Path("account: notice", full, lambda w: w.send(OWNER, contracts.notice_body())),
         Path(
@@ -122,6 +124,7 @@ def measure(tvm: Tvm, path: Path, prices: str) -> tuple[int, int]:
     assert done.is_done, (path.name, done.exit_code, done.action_code)
     forwarding = sum(message.info.fwd_fee for message in done.parsed.out_msgs)
     return done.gas, done.fees_nano + forwarding
+
 
 # --- the committed table ---------------------------------------------------------------------------------
 

@@ -25,9 +25,7 @@ def test_an_invented_ledger_under_the_right_code_is_caught_by_its_address(tvm: T
     liar = invented_account(tvm, data)
     assert liar.ledger.data(liar.contract) == data, "the chain itself has no objection"
     with pytest.raises(ProofInvalid, match="invented"):
-        contracts.read_account(
-            liar.contract, code_hash=true.code.hash, data=data, balance_nano=TON, at_s=0
-        )
+        contracts.read_account(liar.contract, code_hash=true.code.hash, data=data, balance_nano=TON, at_s=0)
 
 
 def test_foreign_code_is_not_a_spending_account(tvm: Tvm) -> None:

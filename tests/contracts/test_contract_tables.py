@@ -48,9 +48,7 @@ def test_the_shipped_code_is_what_the_sources_compile_to() -> None:
         assert shipped == build.package_data(built, name), "run python contracts/build.py"
 
 
-@pytest.mark.parametrize(
-    ("name", "mirror"), [("account", contracts.ACCOUNT_ERRORS), ("stake", contracts.STAKE_ERRORS)]
-)
+@pytest.mark.parametrize(("name", "mirror"), [("account", contracts.ACCOUNT_ERRORS), ("stake", contracts.STAKE_ERRORS)])
 def test_every_error_number_is_unique_and_mirrored_in_python(name: str, mirror: dict[int, str]) -> None:
     text = (ROOT / "contracts" / name / "errors.tolk").read_text()
     found = re.findall(r"const ERR_(\w+) = (\w+)", text)
@@ -73,7 +71,7 @@ def test_ops_in_tolk_the_schema_and_python_agree() -> None:
         in_tolk.update({word: int(op, 16) for op, word in re.findall(r"struct \(0x(\w{8})\) (\w+)", text)})
     in_schema = {
         "".join(part.title() for part in word.split("_")): int(op, 16)
-        for word, op in re.findall(r"^(\w+)#(acc0\w{4}|57a4\w{4})", schema, re.M)
+        for word, op in re.findall(r"^(\w+)#(acc0\w{4}|57a4\w{4})", schema, re.MULTILINE)
     }
     assert in_tolk == in_schema
     for word, op in in_tolk.items():

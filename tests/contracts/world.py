@@ -110,9 +110,7 @@ class World:
 
     def received(self, account: bytes) -> int:
         """What an account got in the last trace."""
-        return sum(
-            applied.parsed.in_msg.info.value.grams for applied in self.trace[1:] if applied.account == account
-        )
+        return sum(applied.parsed.in_msg.info.value.grams for applied in self.trace[1:] if applied.account == account)
 
     @property
     def is_bounced(self) -> bool:
@@ -252,7 +250,13 @@ class StakeWorld(World):
     DELAY_S = 7 * 86_400
 
     def __init__(
-        self, tvm: Tvm, *, deposit: int = 10 * TON, code: Code | None = None, is_open: bool = True, delay_s: int = DELAY_S
+        self,
+        tvm: Tvm,
+        *,
+        deposit: int = 10 * TON,
+        code: Code | None = None,
+        is_open: bool = True,
+        delay_s: int = DELAY_S,
     ) -> None:
         self.code = code if code is not None else contracts.contract_code("stake")
         self.init = contracts.stake_init(address(OWNER), delay_s, code=self.code.cell)

@@ -133,7 +133,9 @@ class Blocks:
 
         lt = ledger.lt
         shard_state = self._state(BASECHAIN, number, accounts_cell, None)
-        shard_block = self._block(BASECHAIN, number, shard_state, _extra(_account_blocks(applied, lambda cell: cell), None))
+        shard_block = self._block(
+            BASECHAIN, number, shard_state, _extra(_account_blocks(applied, lambda cell: cell), None)
+        )
         shard = _block_id(BASECHAIN, number, shard_block)
 
         hashes = _shard_hashes(number, ledger.now_s, lt, shard)

@@ -59,9 +59,7 @@ def bag_of_cells(roots: list[Cell]) -> bytes:
     assert len(order) <= CELLS_MAX
     index = {cell._hash: place for place, cell in enumerate(order)}
     body = b"".join(
-        cell._descriptors
-        + cell._data_bytes
-        + b"".join(index[ref._hash].to_bytes(2, "big") for ref in cell.refs)
+        cell._descriptors + cell._data_bytes + b"".join(index[ref._hash].to_bytes(2, "big") for ref in cell.refs)
         for cell in order
     )
     head = (
@@ -133,9 +131,7 @@ def cut_to_key(root: Cell, key: int, *, key_bits: int) -> Cell:
     if left == 0 or label != (key >> left) & ((1 << length) - 1):
         return with_refs(root, lambda _, ref: pruned(ref))
     side = key >> (left - 1) & 1
-    return with_refs(
-        root, lambda index, ref: cut_to_key(ref, key, key_bits=left - 1) if index == side else pruned(ref)
-    )
+    return with_refs(root, lambda index, ref: cut_to_key(ref, key, key_bits=left - 1) if index == side else pruned(ref))
 
 
 def _put_label(builder: Any, label: int, length: int, left: int) -> None:

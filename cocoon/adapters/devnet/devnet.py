@@ -26,7 +26,7 @@ from ...errors import Unavailable
 from ...types import NANO_PER_TON, Network
 from ..ton.mnemonic import new_words, seed_of
 from ..ton.wallet import WalletKey
-from .blocks import Blocks, BlockPair, config_in_block_proof, validator_parameters
+from .blocks import BlockPair, Blocks, config_in_block_proof, validator_parameters
 from .cells import merkle_proof, with_refs
 from .faults import Faults
 from .ledger import Applied, Ledger
@@ -65,7 +65,8 @@ async def open_devnet(
 
     Raises `ConfigError` or `Unavailable` when Node or the packages cannot be had, `OSError` when the port is taken.
     """
-    node, modules = await trio.to_thread.run_sync(
+    # trio-typing, which libp2p brings along, shadows trio's own types with older ones
+    node, modules = await trio.to_thread.run_sync(  # type: ignore[call-arg]
         partial(prepare, cache, progress=progress), abandon_on_cancel=True
     )
     file = StateFile(settings.state_path) if settings.state_path is not None else None
@@ -116,13 +117,12 @@ class Devnet:
         """The standard configuration file, for any TON client."""
         init = self.blocks.init
         assert init is not None
-        base64_of = lambda data: base64.b64encode(data).decode()  # noqa: E731
         block = {
             "workchain": -1,
             "shard": -(1 << 63),
             "seqno": init.master.seqno,
-            "root_hash": base64_of(init.master.root_hash),
-            "file_hash": base64_of(init.master.file_hash),
+            "root_hash": _base64(init.master.root_hash),
+            "file_hash": _base64(init.master.file_hash),
         }
         return {
             "@type": "config.global",
@@ -130,13 +130,18 @@ class Devnet:
                 {
                     "ip": LOOPBACK,
                     "port": server.port,
-                    "id": {"@type": "pub.ed25519", "key": base64_of(bytes(server.key.verify_key))},
+                    "id": {"@type": "pub.ed25519", "key": _base64(bytes(server.key.verify_key))},
                 }
                 for server in self.servers
             ],
             "validator": {
                 "@type": "validator.config.global",
-                "zero_state": {**block, "seqno": 0, "root_hash": base64_of(bytes(32)), "file_hash": base64_of(bytes(32))},
+                "zero_state": {
+                    **block,
+                    "seqno": 0,
+                    "root_hash": _base64(bytes(32)),
+                    "file_hash": _base64(bytes(32)),
+                },
                 "init_block": block,
             },
         }
@@ -325,6 +330,10 @@ def _facts(devnet: Devnet, pair: BlockPair) -> dict[str, Any]:
     }
 
 
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
 def _with_config(key_block: Cell, config: Cell) -> Cell:
     """A key block's "proof" with another configuration in it: right in form, wrong in its hash."""
     true = config_in_block_proof(key_block).refs[0]
@@ -334,5 +343,3 @@ def _with_config(key_block: Cell, config: Cell) -> Cell:
     place = len(true.refs[3].refs) - 1
     extra = with_refs(true.refs[3], lambda index, ref: forged_custom if index == place else ref)
     return merkle_proof(with_refs(true, lambda index, ref: extra if index == 3 else ref))
-
-

@@ -44,7 +44,7 @@ class LiteServer:
         self._answer = answer  # async: the answer to a query
         self._connections = trio.CapacityLimiter(CONNECTIONS_MAX)
 
-    async def serve(self, port: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED) -> None:
+    async def serve(self, port: int, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Listen on loopback; the port is reported when it is open. Raises `OSError` when it is taken."""
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
         self.port = listeners[0].socket.getsockname()[1]
@@ -104,9 +104,7 @@ class LiteServer:
                 raise RemoteProtocolError("a query without data")
             answer = await self._answer_with_faults(data, stream)
             if answer is not None:
-                await send(
-                    self._serialise("adnl.message.answer", {"query_id": message["query_id"], "answer": answer})
-                )
+                await send(self._serialise("adnl.message.answer", {"query_id": message["query_id"], "answer": answer}))
         finally:
             at_once.release()
 
@@ -160,5 +158,3 @@ async def _receive_exactly(stream: trio.SocketStream, count: int) -> bytes | Non
             return None
         data += piece
     return bytes(data)
-
-

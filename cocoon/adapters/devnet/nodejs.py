@@ -64,9 +64,7 @@ def find_node() -> NodeJs:
     )
 
 
-def install_packages(
-    lock_folder: Path, cache: Path, *, node: NodeJs, progress: Progress = lambda _: None
-) -> Path:
+def install_packages(lock_folder: Path, cache: Path, *, node: NodeJs, progress: Progress = lambda _: None) -> Path:
     """The `node_modules` of a lock file, installed below `cache` unless it is there already.
 
     A folder is complete or absent: it is renamed into place at the end, and two processes do not disturb each other.
@@ -106,7 +104,7 @@ def _run_npm(node: NodeJs, folder: Path, target: Path, count: int, progress: Pro
         *("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--legacy-peer-deps", "--loglevel=http"),
     ]
     environment = {**os.environ, "PATH": f"{node.node.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-    process = subprocess.Popen(  # npm of the same Node; the arguments are constants
+    process = subprocess.Popen(  # noqa: S603 npm of the same Node; the arguments are constants
         command,
         cwd=folder,
         env=environment,
@@ -145,7 +143,9 @@ def _run_npm(node: NodeJs, folder: Path, target: Path, count: int, progress: Pro
 def _version(node: Path) -> str | None:
     """Its version, or None when it is too old or does not run."""
     try:
-        ran = subprocess.run([str(node), "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S)
+        ran = subprocess.run(  # noqa: S603 a file found on the path or in the wheel
+            [str(node), "--version"], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.fullmatch(r"v(\d{1,4})\.\S{1,40}", ran.stdout.strip())

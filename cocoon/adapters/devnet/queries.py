@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from pytoniq_core import Address, Cell, begin_cell
+from pytoniq_core import Address, Cell
 from pytoniq_core.tl.generator import TlGenerator
 from pytoniq_core.tlb.account import Account, ShardAccount
 
 from .blocks import (
     MASTERCHAIN,
-    BlockId,
     BlockPair,
     Blocks,
     account_proof,
@@ -159,7 +158,7 @@ class Queries:
         return "masterchainInfo", {"last": pair.master.to_tl(), "state_root_hash": root, "init": zero}
 
     def _masterchain_info_ext(self, _: dict[str, Any]) -> Answer:
-        _, plain = self._masterchain_info({})
+        plain = self._masterchain_info({})[1]
         pair = self._pair(self.newest)
         more = {"mode": 0, "version": 0x101, "capabilities": 7, "last_utime": pair.now_s, "now": self._now_s}
         return "masterchainInfoExt", plain | more
@@ -430,7 +429,4 @@ def _block_with_shards(pair: BlockPair) -> Cell:
 def _richer(account: Cell) -> Cell:
     parsed = Account.deserialize(account.begin_parse())
     parsed.storage.balance.grams *= RICHER
-    return parsed.serialize() if hasattr(parsed, "serialize") else begin_cell().end_cell()
-
-
-__all__ = ["Queries", "QueryError", "BlockId"]
+    return parsed.serialize()

@@ -48,9 +48,7 @@ def prepare(cache: Path, *, progress: Progress = lambda _: None) -> tuple[NodeJs
     return node, install_packages(data_folder(), cache, node=node, progress=progress)
 
 
-def configuration(
-    *, network: Network, prices: str = PRICES[0], extra: Mapping[int, Cell] | None = None
-) -> Cell:
+def configuration(*, network: Network, prices: str = PRICES[0], extra: Mapping[int, Cell] | None = None) -> Cell:
     """A blockchain configuration: parameter 19 says which network it is, `prices` what gas and storage cost."""
     kept = json.loads((data_folder() / "config.json").read_text())
     cells = {int(key): cell_from_base64(value) for key, value in {**kept["base"], **kept["prices"][prices]}.items()}
@@ -77,7 +75,7 @@ class Tvm:
 
     def __init__(self, node: NodeJs, modules: Path, *, config: Cell) -> None:
         self._lock = threading.Lock()
-        self._process = subprocess.Popen(  # the script is ours
+        self._process = subprocess.Popen(  # noqa: S603 the script is ours
             [str(node.node), str(data_folder() / "tvm.cjs"), str(modules.absolute())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

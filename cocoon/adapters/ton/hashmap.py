@@ -46,8 +46,7 @@ def entries(root: Cell, *, key_bits: int, count_max: int) -> dict[int, Any]:
                 raise ProofInvalid(f"a dictionary of more than {count_max} entries")
             found[prefix] = part
             continue
-        for bit in (0, 1):
-            open_cells.append((part.preload_ref(bit), prefix << 1 | bit, left - 1))
+        open_cells += [(part.preload_ref(bit), prefix << 1 | bit, left - 1) for bit in (0, 1)]
     return found
 
 

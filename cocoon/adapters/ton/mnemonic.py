@@ -9,13 +9,13 @@ import hashlib
 import hmac
 from typing import Final
 
-from pytoniq_core.crypto.keys import words as _WORDS
+from pytoniq_core.crypto import keys
 
 from ...errors import ConfigError
 from ...ports import Entropy
 from ...types import Secret
 
-WORDS: Final[tuple[str, ...]] = tuple(_WORDS)
+WORDS: Final[tuple[str, ...]] = tuple(keys.words)
 WORD_COUNT: Final = 24
 ITERATIONS: Final = 100_000
 VERSION_ITERATIONS: Final = ITERATIONS // 256  # one in 256 phrases is valid: a checksum of eight bits
