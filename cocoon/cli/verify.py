@@ -5,6 +5,7 @@
     cocoon verify gpu --report R --chain C [--rim X …] [--nonce HEX]
     cocoon verify rim FILE
     cocoon verify eventlog FILE [--quote Q]
+    cocoon verify --peer PEER --bootstrap ADDRESS [--save FILE] fetched live, with a nonce of ours
 
 Exit code 0 when accepted, 3 when refused. A file called like a part is written with a path: `./tdx`.
 """
@@ -16,6 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 from .console import Console
+from .options import add_bootstrap, add_common
 
 if TYPE_CHECKING:
     from ..attest.parts import Verdict
@@ -29,7 +31,13 @@ PARTS: Final = ("tdx", "gpu", "rim", "eventlog")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of every form; `run` says which belong together."""
-    parser.add_argument("what", metavar="FILE|tdx|gpu|rim|eventlog", help="a saved session, or the kind of part")
+    parser.add_argument(
+        "what", metavar="FILE|tdx|gpu|rim|eventlog", nargs="?", help="a saved session, or the kind of part"
+    )
+    parser.add_argument("--peer", metavar="PEER", help="fetch this provider's evidence now: its peer id")
+    parser.add_argument("--save", metavar="FILE", help="keep what --peer fetched")
+    add_common(parser)
+    add_bootstrap(parser)
     parser.add_argument("file", nargs="?", help="the file, after rim and eventlog")
     parser.add_argument("--at", metavar="TIME", help="verify at this time: Unix seconds or RFC 3339; default now")
     parser.add_argument("--policy", metavar="FILE", help="the trust policy (TOML) that judges a saved session")
@@ -53,7 +61,7 @@ def register(subparsers: Any) -> None:
 def run(args: argparse.Namespace, console: Console | None = None) -> int:
     """Check what was named. Returns 0 or 3; raises `ConfigError` for a wrong command line or unreadable file."""
     console = Console(json_output=bool(getattr(args, "json", False))) if console is None else console
-    verdict = _check(args)
+    verdict = _check_peer(args, console) if args.peer else _check(args)
     console.data(verdict.as_json())
     _print(verdict, console)
     return 0 if verdict.accepted else EXIT_REFUSED
@@ -61,9 +69,12 @@ def run(args: argparse.Namespace, console: Console | None = None) -> int:
 
 def _check(args: argparse.Namespace) -> Verdict:
     from ..attest import parts
+    from ..errors import ConfigError
 
     now_s = _time(args.at)
     match args.what:
+        case None:
+            raise ConfigError("nothing to verify was named", advice="See `cocoon verify --help`.")
         case "tdx":
             _only(args, "quote", "collateral", "event_log", needed=("quote", "collateral"))
             log = _read(args.event_log) if args.event_log else None
@@ -90,10 +101,30 @@ def _check(args: argparse.Namespace) -> Verdict:
             return parts.check_event_log(_read(args.file), quote=quote)
         case path:
             _only(args, "policy", needed=())
-            return _check_session(path, args.policy, now_s)
+            return _check_session(_read(path), args.policy, now_s)
 
 
-def _check_session(path: str, policy_path: str | None, now_s: int) -> Verdict:
+def _check_peer(args: argparse.Namespace, console: Console) -> Verdict:
+    from pathlib import Path
+
+    from ..attest.evidence import encode_saved
+    from ..errors import ConfigError
+    from .verify_peer import fetch_evidence
+
+    if args.what is not None:
+        raise ConfigError("--peer takes no file", advice="See --help.")
+    _only(args, "policy", needed=())
+    data = encode_saved(fetch_evidence(args, console))
+    if args.save is not None:
+        try:
+            Path(args.save).write_bytes(data)
+        except OSError as error:
+            raise ConfigError(f"{args.save} cannot be written: {error.strerror}") from error
+        console.say(f"saved to {args.save}; check it again with `cocoon verify {args.save}`")
+    return _check_session(data, args.policy, _time(args.at))
+
+
+def _check_session(data: bytes, policy_path: str | None, now_s: int) -> Verdict:
     from ..adapters.tee.software import software_anchors, software_release
     from ..attest.images import ImagePolicy
     from ..attest.parts import check_saved
@@ -112,7 +143,7 @@ def _check_session(path: str, policy_path: str | None, now_s: int) -> Verdict:
         # Without a policy no image is accepted, so hardware evidence is at most genuine, never trusted.
         return TrustPolicy(level=level, network=network)
 
-    return check_saved(_read(path), now=now_s * SECOND_NS, policy_for=policy_for, software=software_anchors)
+    return check_saved(data, now=now_s * SECOND_NS, policy_for=policy_for, software=software_anchors)
 
 
 def _reader_beside(policy_path: str) -> Any:

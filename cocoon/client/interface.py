@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..attest.evidence import SavedEvidence
 from ..ports import Connection, Delta, DialFailure
 from ..types import Digest, FinishReason, Nano, PeerId, Prices, TrustLevel, Usage
 
@@ -129,6 +130,10 @@ class ClientRole(Protocol):
 
     async def offers(self, model: str | None = None, *, wait_s: float = 0.0) -> tuple[OfferView, ...]:
         """Current offers, cheapest first; waits up to `wait_s` for the first."""
+        ...
+
+    async def examine(self, provider: str, *, wait_s: float) -> SavedEvidence:
+        """A provider's evidence, complete and unverified, for a fresh nonce of ours. Raises `NoProvider`."""
         ...
 
     def connections(self) -> tuple[Connection, ...]:

@@ -6,13 +6,15 @@ is then held against every further offer and every request's own policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ..attest.evidence import SavedEvidence
 from ..attest.facts import Facts
 from ..attest.policy import TrustPolicy
+from ..errors import CocoonError, TrustRefused
 from ..market.offer import VerifiedOffer
 from ..ports import Clock, Entropy, PeerAddresses
 from ..ports import Network as PeerNetwork
@@ -78,13 +80,37 @@ class LinkPool:
         async with self._opening.setdefault(offer.provider, trio.Lock()):
             link = self._links.get(offer.provider)
             if link is None or not link.is_usable:
-                link = self._links[offer.provider] = await self._open(offer)
+                self._make_room()
+                link = self._links[offer.provider] = await self._open(offer, self._verify)
         facts = await link.wait_trusted()
         return link, self._judge.judge(facts, offer, policy)
 
-    async def _open(self, offer: VerifiedOffer) -> ProviderLink:
+    async def examine(self, offer: VerifiedOffer) -> SavedEvidence:
+        """Evidence of a session of its own, complete and unverified. Nothing is sealed to that session.
+
+        Raises `Unavailable`, or what is malformed.
+        """
+        found: list[SavedEvidence] = []
+
+        async def collect(evidence: EvidenceReceived, offer: VerifiedOffer) -> Facts:
+            found.append(await self._judge.collect(evidence, offer))
+            raise TrustRefused("only looked at")
+
+        link = await self._open(offer, collect)
+        try:
+            await link.wait_trusted()
+        except CocoonError:
+            if not found:
+                raise
+        return found[0]
+
+    async def _verify(self, evidence: EvidenceReceived, offer: VerifiedOffer) -> Facts:
+        return await self._judge.verify(evidence, offer)
+
+    async def _open(
+        self, offer: VerifiedOffer, judge_evidence: Callable[[EvidenceReceived, VerifiedOffer], Awaitable[Facts]]
+    ) -> ProviderLink:
         assert self._nursery is not None, "run() comes first"
-        self._make_room()
         stream = await self._network.open_stream(
             PeerAddresses(peer=offer.provider, addresses=offer.addresses),
             SESSION_PROTOCOL,
@@ -101,7 +127,7 @@ class LinkPool:
         )
 
         async def judge(evidence: EvidenceReceived) -> Facts:
-            return await self._judge.verify(evidence, offer)
+            return await judge_evidence(evidence, offer)
 
         link = ProviderLink(
             stream,

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from ..attest.evidence import SavedEvidence
 from ..attest.verifier import Verifier
 from ..blobs import BlobFetcher
-from ..errors import InvalidRequest, StoreError
+from ..errors import InvalidRequest, NoProvider, StoreError
 from ..exchange import LookUp, OfferExchange
 from ..market.book import ListedOffer
 from ..market.catalogue import Catalogue, ModelRef
@@ -134,6 +135,33 @@ class Client:
         now = self.clock.now()
         views = [offer_view(listed, now=now) for listed in self._listed(digest)]
         return tuple(sorted(views, key=lambda view: (view.prices.output_nano, view.prices.input_nano, view.digest)))
+
+    async def examine(self, provider: str, *, wait_s: float) -> SavedEvidence:
+        """A provider's evidence, complete and unverified, for a fresh nonce of ours. `provider` is a peer id, or its
+        beginning or end. Raises `NoProvider` when its offer is not known within `wait_s`."""
+        listed: ListedOffer | None = None
+        with trio.move_on_after(wait_s):
+            while listed is None:
+                await self._exchange.ask_connected()
+                listed = self._find_provider(provider)
+                if listed is None:
+                    await trio.sleep(LOOK_UP_AGAIN_S)
+        if listed is None:
+            raise NoProvider(
+                f"no offer of a provider {provider[:64]!a} is known", advice="`cocoon offers` lists the providers."
+            )
+        return await self.pool.examine(listed.offer)
+
+    def _find_provider(self, name: str) -> ListedOffer | None:
+        """The one provider whose peer id starts or ends with this; the shown form `12D3…abc` works too."""
+        start, _, end = name.partition("…")
+        found = {
+            each.offer.provider: each
+            for each in self._listed(None)
+            if (start and each.offer.provider.startswith(start) and each.offer.provider.endswith(end))
+            or each.offer.provider.endswith(name)
+        }
+        return next(iter(found.values())) if len(found) == 1 else None
 
     def connections(self) -> tuple[Connection, ...]:
         """Live connections."""

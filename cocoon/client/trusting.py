@@ -11,7 +11,15 @@ from typing import Final
 
 import trio
 
-from ..attest.evidence import PART_BYTES_MAX, Bundle, assemble, decode_hardware, missing_parts
+from ..attest.evidence import (
+    PART_BYTES_MAX,
+    Bundle,
+    SavedEvidence,
+    assemble,
+    decode_hardware,
+    encode_bundle,
+    missing_parts,
+)
 from ..attest.facts import Facts
 from ..attest.policy import TrustPolicy
 from ..attest.verifier import Expected, SessionEvidence, Verifier
@@ -20,7 +28,7 @@ from ..errors import BindingMismatch
 from ..market.offer import VerifiedOffer
 from ..ports import Clock, PeerAddresses, Store
 from ..serve.events import EvidenceReceived
-from ..types import Digest, Network, TrustLevel
+from ..types import SECOND_NS, Digest, Network, TrustLevel
 
 VERIFYING_AT_ONCE_MAX: Final = 2  # each takes tens of milliseconds of a core, in a thread of its own
 
@@ -99,6 +107,24 @@ class EvidenceJudge:
         ):
             raise BindingMismatch("the provider's statement does not stand behind this offer")
         return policy.judge(facts, now=self._clock.now()).level
+
+    async def collect(self, evidence: EvidenceReceived, offer: VerifiedOffer) -> SavedEvidence:
+        """This session's evidence with every part inline, unverified: what `cocoon verify FILE` reads."""
+        source = PeerAddresses(peer=offer.provider, addresses=offer.addresses)
+        hardware = evidence.hardware and encode_bundle(await self._bundle(evidence.hardware, source))
+        return SavedEvidence(
+            network=int(self._network_id),
+            nonce=evidence.nonce,
+            peer=offer.offer.peer,
+            operator=offer.offer.operator,
+            model=offer.model,
+            payout=offer.offer.terms.payout,
+            statement=evidence.statement,
+            operator_signature=evidence.operator_signature,
+            peer_signature=evidence.peer_signature,
+            hardware=hardware,
+            saved_s=self._clock.now() // SECOND_NS,
+        )
 
     async def _bundle(self, hardware: bytes, source: PeerAddresses) -> Bundle:
         message = decode_hardware(hardware)

@@ -11,9 +11,18 @@ from trio.testing import MockClock
 
 from cocoon.adapters.store_memory import MemoryStore
 from cocoon.adapters.tee.software import SoftwareEnclave, software_anchors, software_release
+from cocoon.attest.evidence import decode_saved, encode_saved
 from cocoon.attest.images import ImagePolicy
+from cocoon.attest.parts import check_saved
 from cocoon.attest.policy import TrustPolicy
-from cocoon.errors import AttestationError, BindingMismatch, StaleEvidence, TrustRefused, UnknownMeasurement
+from cocoon.errors import (
+    AttestationError,
+    BindingMismatch,
+    NoProvider,
+    StaleEvidence,
+    TrustRefused,
+    UnknownMeasurement,
+)
 from cocoon.types import SECOND_NS, Network, TrustLevel, ton
 from tests.fakes.engine import ScriptedEngine
 from tests.fakes.little_market import MODEL, SeededEntropy, ask, open_market
@@ -211,5 +220,35 @@ def test_older_collateral_than_ever_seen_is_refused_also_after_a_restart():
                 await elsewhere.add_provider("stale", enclave=stale)
                 with pytest.raises(StaleEvidence):
                     await chat(await add_client(elsewhere, store=store, attempts_max=1))
+
+    run(scenario)
+
+
+def test_evidence_fetched_live_can_be_checked_offline_and_nothing_was_sealed_to_it():
+    async def scenario():
+        async with open_market() as market:
+            provider = await market.add_provider("enclave", enclave=machine(market))
+            client = await add_client(market)
+            saved = await client.examine(provider.network.peer[-8:], wait_s=5)
+            again = decode_saved(encode_saved(saved))
+            verdict = check_saved(
+                encode_saved(again),
+                now=market.clock.now(),
+                policy_for=lambda network, level: POLICY,
+                software=software_anchors,
+            )
+            assert verdict.accepted, verdict.as_json()
+            assert not provider.engine.seen
+            assert provider.role.record.running == 0
+
+    run(scenario)
+
+
+def test_asking_for_the_evidence_of_an_unknown_provider_says_so():
+    async def scenario():
+        async with open_market() as market:
+            client = await add_client(market)
+            with pytest.raises(NoProvider, match="no offer"):
+                await client.examine("12D3KooWnobody", wait_s=2)
 
     run(scenario)
