@@ -1,0 +1,1 @@
+"""Both ends of paying by signed credit, without I/O. See the README."""
