@@ -243,10 +243,13 @@ class Session(Receiving):
                     stream.is_queued = True
                     queue.append(stream)
             elif stream.is_write_closed:
-                stream.send_window -= size
-                out += _pack(0, DATA, FIN, stream.id, size)
-                out += unsent
-                unsent.clear()
+                if size:
+                    stream.send_window -= size
+                    out += _pack(0, DATA, 0, stream.id, size)
+                    out += unsent
+                    unsent.clear()
+                # in a frame of its own: js-yamux 8.0 drops data in a frame with FIN once it has closed its side
+                out += _pack(0, WINDOW_UPDATE, FIN, stream.id, 0)
                 stream.is_fin_sent = True
                 if stream.is_ended:
                     self._detach(stream)

@@ -98,6 +98,26 @@ def test_closing_is_half_and_the_last_bytes_arrive_before_the_end() -> None:
     assert not theirs.is_ended, "the end must not be seen before the last byte"
     server.receive(bytes(wire[-1:]))
     assert theirs.is_ended
+
+
+def test_an_end_that_comes_with_data_is_seen_after_the_data() -> None:
+    _, server = pair()
+    server.receive(encode_header(WINDOW_UPDATE, SYN, 1, 0))
+    (stream,) = server.streams
+    frame = encode_header(DATA, FIN, 1, 4) + b"last"
+    server.receive(frame[:-1])
+    assert not stream.is_ended
+    server.receive(frame[-1:])
+    assert stream.is_ended
+    assert server.read(stream) == b"last"
+
+
+def test_closing_is_half_and_the_other_way_stays_open() -> None:
+    client, server = pair()
+    ours, theirs = opened(client, server)
+    client.write(ours, b"x" * 100_000)
+    client.close_write(ours)
+    carry(client, server)
     assert len(server.read(theirs)) == 100_000
     server.write(theirs, b"still open this way")
     server.close_write(theirs)
@@ -105,6 +125,16 @@ def test_closing_is_half_and_the_last_bytes_arrive_before_the_end() -> None:
     assert client.read(ours) == b"still open this way"
     assert ours.is_ended
     assert (client.streams, server.streams) == ((), ())
+
+
+def test_the_end_is_said_in_a_frame_of_its_own() -> None:
+    """Some implementations drop the data of a frame that carries FIN."""
+    client, server = pair()
+    ours, _ = opened(client, server)
+    client.write(ours, b"last")
+    client.close_write(ours)
+    expected = encode_header(DATA, 0, 1, 4) + b"last" + encode_header(WINDOW_UPDATE, FIN, 1, 0)
+    assert bytes(client.outgoing(WIRE)) == expected
 
 
 def test_a_reset_drops_what_is_unread_on_both_sides() -> None:
