@@ -14,7 +14,6 @@ Not here: encoding, streams, queues, clocks, threads, floodsub and gossipsub 1.0
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from enum import Enum
 
@@ -25,6 +24,7 @@ from p2p.gossip.messages import SIGN_PREFIX, Message, Rpc, id_of_whole_message, 
 from p2p.gossip.score import Scores, no_application_score
 from p2p.gossip.settings import NANOSECONDS, GossipSettings
 from p2p.gossip.state import Counters, Deliver, Disconnect, Effect, Neighbour, RouterState, Send
+from p2p.randomness import Randomness
 
 
 class Verdict(Enum):
@@ -54,7 +54,7 @@ class Router:
         me: bytes,
         *,
         settings: GossipSettings,
-        rng: random.Random,
+        rng: Randomness,
         now: int,
         sign: Callable[[bytes], bytes] | None,
         verify: Callable[[Message], bool] | None,

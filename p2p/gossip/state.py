@@ -5,7 +5,6 @@ Dictionaries stand where sets would do: their order does not depend on the proce
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from p2p.gossip.cache import MessageCache, Promises, SeenCache, TokenBucket
 from p2p.gossip.messages import Message, Rpc
 from p2p.gossip.score import PeerScore, Scores
 from p2p.gossip.settings import NANOSECONDS, GossipSettings
+from p2p.randomness import Randomness
 
 
 class Send(NamedTuple):
@@ -131,7 +131,7 @@ class RouterState:
         me: bytes,
         settings: GossipSettings,
         *,
-        rng: random.Random,
+        rng: Randomness,
         scores: Scores,
         peer_record: Callable[[bytes], bytes] | None,
         now: int,

@@ -15,7 +15,6 @@ Not here: streams, dialling, the dial policy, persistence.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -35,6 +34,7 @@ from p2p.kad.operations import (
 from p2p.kad.settings import NANOSECONDS, KadSettings
 from p2p.kad.store import ProviderStore, RecordInvalid, RecordValidator, ValueStore
 from p2p.kad.table import Entry, GroupsOf, RoutingTable, network_groups
+from p2p.randomness import Randomness
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class KadNode:
         me: bytes,
         *,
         settings: KadSettings,
-        rng: random.Random,
+        rng: Randomness,
         now: int,
         addresses: Callable[[], tuple[bytes, ...]],
         validators: Mapping[str, RecordValidator] | None = None,
