@@ -1,7 +1,8 @@
 """Multiaddrs of this network, and the rule which of them may be dialled.
 
-Known forms, all over TCP: `/ip4/…/tcp/N`, `/ip6/…/tcp/N`, `/dns4|dns6|dns/NAME/tcp/N`, each with an optional
-`/p2p/PEER`, and through a relay `…/p2p/RELAY/p2p-circuit[/p2p/PEER]`. Everything else is refused, not guessed.
+Known forms: `/ip4|ip6/ADDRESS` or `/dns4|dns6|dns/NAME`, then `/tcp/N`, `/tcp/N/ws` or `/udp/N/quic-v1`, each with
+an optional `/p2p/PEER`, and through a relay `…/p2p/RELAY/p2p-circuit[/p2p/PEER]`. Everything else is refused, not
+guessed. Which transports a node has is its driver's business.
 
 Rule G4: outside a development network no private, loopback, link-local or multicast address is dialled, so
 that nobody can use peers as a port scanner. A name is judged by the addresses that it resolves to; the driver
@@ -37,16 +38,28 @@ class HostKind(Enum):
         return self in (HostKind.DNS, HostKind.DNS4, HostKind.DNS6)
 
 
+class Transport(Enum):
+    TCP = "tcp"
+    WEBSOCKET = "ws"
+    QUIC = "quic-v1"
+
+
+_PORT_KIND = {Transport.TCP: "tcp", Transport.WEBSOCKET: "tcp", Transport.QUIC: "udp"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     kind: HostKind
     host: str
     port: int
+    transport: Transport = Transport.TCP
     relay: PeerId | None = None  # set: the connection goes through this peer, which is at host:port
     peer: PeerId | None = None  # who should answer
 
     def __str__(self) -> str:
-        text = f"/{self.kind.value}/{self.host}/tcp/{self.port}"
+        text = f"/{self.kind.value}/{self.host}/{_PORT_KIND[self.transport]}/{self.port}"
+        if self.transport is not Transport.TCP:
+            text += f"/{self.transport.value}"
         if self.relay is not None:
             text += f"/p2p/{self.relay}/p2p-circuit"
         return text + (f"/p2p/{self.peer}" if self.peer is not None else "")
@@ -61,7 +74,7 @@ def parse_address(text: str) -> Address:
     if len(text) > ADDRESS_CHARS_MAX:
         raise AddressInvalid(f"an address has at most {ADDRESS_CHARS_MAX} characters")
     parts = text.split("/")
-    if len(parts) < 5 or parts[0] or parts[3] != "tcp":
+    if len(parts) < 5 or parts[0] or parts[3] not in ("tcp", "udp"):
         raise AddressInvalid(f"not an address of the form /ip4/…/tcp/…: {_shown(text)}")
     try:
         kind = HostKind(parts[1])
@@ -70,10 +83,11 @@ def parse_address(text: str) -> Address:
     host = _parse_host(kind, parts[2])
     port = parts[4]
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) <= 65535):
-        raise AddressInvalid(f"not a TCP port in {_shown(text)}")
+        raise AddressInvalid(f"not a port in {_shown(text)}")
+    transport, rest = _parse_transport(parts[3], parts[5:], text)
     relay: PeerId | None = None
     peer: PeerId | None = None
-    match parts[5:]:
+    match rest:
         case []:
             pass
         case ["p2p", peer]:
@@ -90,7 +104,7 @@ def parse_address(text: str) -> Address:
                 peer_id_to_bytes(named)
             except PeerIdInvalid as error:
                 raise AddressInvalid(f"{error} in {_shown(text)}") from error
-    return Address(kind=kind, host=host, port=int(port), relay=relay, peer=peer)
+    return Address(kind=kind, host=host, port=int(port), transport=transport, relay=relay, peer=peer)
 
 
 def parse_peer_address(text: str) -> tuple[PeerId, Address]:
@@ -117,6 +131,16 @@ def parse_addresses_of(peer: PeerId, texts: Sequence[str]) -> list[Address]:
     if refused is not None and not parsed:
         raise refused
     return parsed
+
+
+def _parse_transport(port_kind: str, rest: list[str], text: str) -> tuple[Transport, list[str]]:
+    if port_kind == "udp":
+        if rest[:1] != ["quic-v1"]:
+            raise AddressInvalid(f"an address of an unknown kind: {_shown(text)}")
+        return Transport.QUIC, rest[1:]
+    if rest[:1] == ["ws"]:
+        return Transport.WEBSOCKET, rest[1:]
+    return Transport.TCP, rest
 
 
 def _parse_host(kind: HostKind, host: str) -> str:

@@ -55,6 +55,11 @@ class FrameReader:
         """Whether the stream may end here without having lost anything."""
         return not self.buffered_bytes
 
+    @property
+    def unread(self) -> bytes:
+        """What has arrived behind the last frame handed out."""
+        return bytes(self._buffer[self._position :])
+
     def feed(self, data: bytes) -> None:
         if self._refused is not None:
             return  # nothing more is kept of a stream that broke the rules

@@ -109,6 +109,25 @@ class PeerDisconnected:
 PeerEvent = PeerConnected | PeerDisconnected
 
 
+class Reach(Enum):
+    UNKNOWN = "unknown"  # nobody has tried yet
+    DIRECT = "directly"
+    RELAY = "by relay"
+    NOT = "not"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reachability:
+    """How others can reach this node, as they said themselves; never a guess from our own addresses."""
+
+    reach: Reach
+    reason: str  # one sentence for people: what was tried, and what it showed
+    addresses: tuple[str, ...]  # where peers got through, or the relayed ones; ends in /p2p/<our id>
+    observed: tuple[str, ...]  # our address as connected peers see it: another than ours means a NAT
+    peers_asked: int  # whose latest answer counts
+    peers_reached: int  # those of them who could dial us
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Statistics:
     """Counters since the node was opened. They only rise, `*_open` apart."""
@@ -154,6 +173,42 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelayLimits:
+    """What a relay gives to others (circuit relay v2). Sealed bytes only pass through it."""
+
+    circuit_duration_s: float = 120.0  # enough to punch a hole, or for an answer
+    circuit_bytes: int = 2 * MIB  # each way: the text of a long answer many times over
+    circuits_max: int = 32  # 128 MiB at worst, in two minutes
+    circuits_per_peer_max: int = 8
+    reservations_max: int = 128
+    reservations_per_host_max: int = 16  # of one IP address: a household, not a farm
+    reservation_ttl_s: float = 3600.0
+
+
+class RelayUse(Enum):
+    """When to hold a place at a relay, so that others reach us through it."""
+
+    NEVER = "never"
+    WHEN_NEEDED = "when needed"  # once peers have said that they cannot dial us
+    ALWAYS = "always"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReachSettings:
+    """How this node finds out whether it can be reached, and what it does about it."""
+
+    check: bool = True  # ask connected peers to dial us, and do the same for them (AutoNAT)
+    check_delay_s: float = 15.0  # after the first connection; a program of a few seconds never asks
+    check_interval_s: float = 600.0  # between checks, a tenth of it while the answer is unknown
+    relay_use: RelayUse = RelayUse.WHEN_NEEDED
+    relays: tuple[str, ...] = ()  # multiaddrs with /p2p/<peer>, tried first; then connected peers that relay
+    reservations_max: int = 2
+    hole_punching: bool = True  # try to turn a relayed connection into a direct one (DCUtR)
+    upnp: bool = False  # ask the local router to forward our port
+    mdns: bool = False  # find peers on the local network; with private addresses allowed only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     listen: tuple[str, ...] = ("/ip4/127.0.0.1/tcp/0",)  # empty: dial only
     announce: tuple[str, ...] = ()  # what to tell others instead of the listen addresses (behind NAT)
@@ -161,7 +216,9 @@ class NodeSettings:
     dht_mode: DhtMode = DhtMode.SERVER
     kad_prefix: str = KAD_PREFIX
     gossip: bool = True
-    relay: bool = False  # relay for others, within tight limits (circuit relay v2): for public nodes
+    relay: bool = False  # relay for others, within `relay_limits` (circuit relay v2): for public nodes
+    relay_limits: RelayLimits = field(default_factory=RelayLimits)
+    reach: ReachSettings = field(default_factory=ReachSettings)
     allow_private_addresses: bool = False  # True only on a development network and in tests (rule G4)
     agent: str = "cocoon"
     limits: Limits = field(default_factory=Limits)
@@ -314,5 +371,8 @@ class Node(Protocol):
         """The latest failures, newest first, at most `dial_failures_kept_max`."""
 
     def peer_events(self) -> PeerEvents: ...
+
+    def reachability(self) -> Reachability:
+        """How others can reach this node, as far as is known by now."""
 
     def statistics(self) -> Statistics: ...

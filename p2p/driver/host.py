@@ -31,10 +31,11 @@ from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
-from p2p.addresses import DialPolicy
+from p2p.addresses import DialPolicy, parse_address
 from p2p.counters import Counters
 from p2p.driver.muxer import OwnMuxers, yamux_settings
 from p2p.driver.negotiate import answer, propose
+from p2p.driver.relayed import RelayTransport
 from p2p.driver.swarm import CocoonSwarm
 from p2p.driver.transport import NoiseYamuxTcp
 from p2p.errors import FrameInvalid, FrameTooLarge, OpenFailed
@@ -44,12 +45,14 @@ from p2p.interface import KIB, NodeSettings
 log = logging.getLogger("p2p")
 
 IDENTIFY = identify.ID
+IDENTIFY_PUSH = TProtocol("/ipfs/id/push/1.0.0")
 IDENTIFY_BYTES_MAX = 16 * KIB  # with a signed record and a hundred protocols: 8 KiB
 IDENTIFY_TIMEOUT_S = 10.0
 IDENTIFY_END_WAIT_S = 1.0
 ADDRESSES_PER_PEER_MAX = 16
 PROTOCOLS_PER_PEER_MAX = 128
 AGENT_CHARS_MAX = 128
+ADDRESS_TTL_S = 3600
 
 
 class BoundedPeerStore(PeerStore):  # type: ignore[misc]
@@ -65,13 +68,17 @@ class BoundedPeerStore(PeerStore):  # type: ignore[misc]
 class GuardedHost(BasicHost):  # type: ignore[misc]
     """`nursery` runs what the library would hand to trio's system nursery, where one error ends the program."""
 
-    def __init__(self, network: CocoonSwarm, *, settings: NodeSettings, counters: Counters) -> None:
+    def __init__(
+        self, network: CocoonSwarm, *, settings: NodeSettings, counters: Counters, transport: NoiseYamuxTcp
+    ) -> None:
         announce = [Multiaddr(address) for address in settings.announce]
+        self.extra_addresses: dict[str, tuple[str, ...]] = {}  # by who found them: relays, the router, dial-backs
         super().__init__(
             network,
             default_protocols=OrderedDict(
                 [
                     (IDENTIFY, self._answer_identify),
+                    (IDENTIFY_PUSH, self._take_push),
                     (PING, PingService(self).handle_ping),
                 ]
             ),
@@ -80,8 +87,10 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
         )
         self.settings = settings
         self.counters = counters
+        self.transport = transport
         self.nursery: trio.Nursery | None = None
         self.agents: dict[ID, str] = {}
+        self.observed: dict[ID, str] = {}  # our address as each connected peer sees it, by its own words
         self.on_identified: Callable[[ID], None] = lambda _: None
         self._identifying: set[ID] = set()
 
@@ -127,13 +136,53 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
         stream.set_protocol(protocol_ids[0])
         return stream
 
+    # --- our addresses -----------------------------------------------------------------------------------
+
+    def get_addrs(self) -> list[Multiaddr]:
+        """What others may dial, relayed addresses last; each ends in /p2p/<our id>."""
+        suffix = f"/p2p/{self.get_id()}"
+        found = dict.fromkeys(str(address) for address in super().get_addrs())
+        for texts in self.extra_addresses.values():
+            found.update(dict.fromkeys(text + suffix for text in texts))
+        return [Multiaddr(text) for text in sorted(found, key=lambda text: "/p2p-circuit" in text)]
+
+    def direct_addresses(self) -> list[str]:
+        return [text for text in map(str, self.get_addrs()) if "/p2p-circuit" not in text]
+
+    def note_addresses(self, source: str, addresses: Sequence[str]) -> None:
+        """`source` now knows these of our addresses (without our id), and no others. Tells connected peers."""
+        if self.extra_addresses.get(source, ()) == tuple(addresses):
+            return
+        self.extra_addresses[source] = tuple(addresses)
+        if self.nursery is not None:
+            for peer_id in list(self.agents):
+                self.nursery.start_soon(self._push_identify, peer_id)
+
     # --- identify ----------------------------------------------------------------------------------------
 
-    async def _answer_identify(self, stream: INetStream) -> None:
-        observed = identify._remote_address_to_multiaddr(stream.get_remote_address())
-        message = identify._mk_identify_protobuf(self, observed)
+    def _identify_message(self, remote: tuple[str, int] | None) -> bytes:
+        message = identify._mk_identify_protobuf(self, identify._remote_address_to_multiaddr(remote))
         message.agent_version = self.settings.agent
-        await stream.write(encode_frame(message.SerializeToString()))
+        return bytes(encode_frame(message.SerializeToString()))
+
+    async def _push_identify(self, peer_id: ID) -> None:
+        """Tell a peer that knows us what has changed."""
+        try:
+            with trio.move_on_after(IDENTIFY_TIMEOUT_S):
+                if IDENTIFY_PUSH in self.peerstore.get_protocols(peer_id):
+                    stream = await self.new_stream(peer_id, [IDENTIFY_PUSH])
+                    await stream.write(self._identify_message(stream.get_remote_address()))
+                    await stream.close()
+        except Exception as error:  # it will hear when it connects again
+            log.debug("identify.push_failed", extra={"error": type(error).__name__})
+
+    async def _take_push(self, stream: INetStream) -> None:
+        with trio.move_on_after(IDENTIFY_TIMEOUT_S):
+            self._learn(stream.muxed_conn.peer_id, await self._read_identify(stream))
+        await stream.reset()
+
+    async def _answer_identify(self, stream: INetStream) -> None:
+        await stream.write(self._identify_message(stream.get_remote_address()))
         # js-libp2p 3.3 loses an answer whose end arrives together with the end of the negotiation, so a ping goes
         # back and forth in between.
         await stream.muxed_conn.is_alive(timeout_s=IDENTIFY_END_WAIT_S)
@@ -158,18 +207,21 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
     async def _ask_identify(self, peer_id: ID) -> Identify:
         stream = await self.new_stream(peer_id, [IDENTIFY])
         try:
-            reader = FrameReader(frame_bytes_max=IDENTIFY_BYTES_MAX)
-            while (frame := reader.next_frame()) is None:
-                reader.feed(await stream.read(IDENTIFY_BYTES_MAX))
-            message = Identify()
-            message.ParseFromString(frame)
-            return message
+            return await self._read_identify(stream)
         except (FrameTooLarge, FrameInvalid) as error:
             raise OpenFailed("not an identify answer") from error
         finally:
             with trio.move_on_after(1) as scope:
                 scope.shield = True
                 await stream.reset()
+
+    async def _read_identify(self, stream: INetStream) -> Identify:
+        reader = FrameReader(frame_bytes_max=IDENTIFY_BYTES_MAX)
+        while (frame := reader.next_frame()) is None:
+            reader.feed(await stream.read(IDENTIFY_BYTES_MAX))
+        message = Identify()
+        message.ParseFromString(frame)
+        return message
 
     def _learn(self, peer_id: ID, message: Identify) -> None:
         if not self._network.live_connections(peer_id):
@@ -183,11 +235,17 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
             except Exception as error:  # the library raises many kinds for bytes that are no address
                 log.debug("identify.address_refused", extra={"error": type(error).__name__})
         if addresses:
-            self.peerstore.add_addrs(peer_id, addresses, 3600)
+            self.peerstore.add_addrs(peer_id, addresses, ADDRESS_TTL_S)
+        if message.observed_addr and self._network.direct_connections(peer_id):
+            try:
+                self.observed[peer_id] = str(parse_address(str(Multiaddr(message.observed_addr))).without_peer)
+            except Exception as error:  # as above
+                log.debug("identify.address_refused", extra={"error": type(error).__name__})
 
     def _on_notifee_disconnected(self, conn: Any) -> None:
         if not self._network.live_connections(conn.muxed_conn.peer_id):
             self.agents.pop(conn.muxed_conn.peer_id, None)
+            self.observed.pop(conn.muxed_conn.peer_id, None)
 
 
 def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> GuardedHost:
@@ -199,19 +257,22 @@ def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> Gua
     noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
     upgrader = TransportUpgrader({NOISE: noise}, {})
     upgrader.muxer_multistream = OwnMuxers(TProtocol(YAMUX), limits=settings.limits)
+    transport = NoiseYamuxTcp(
+        key,
+        settings=yamux_settings(settings.limits),
+        upgrade_timeout_s=settings.limits.handshake_timeout_s,
+        share_listening_port=settings.reach.hole_punching,
+    )
+    through_relay = RelayTransport(transport)
     swarm = CocoonSwarm(
         peer_id,
         peerstore,
         upgrader,
-        transports=[
-            NoiseYamuxTcp(
-                key,
-                settings=yamux_settings(settings.limits),
-                upgrade_timeout_s=settings.limits.handshake_timeout_s,
-            )
-        ],
+        transports=[transport, through_relay],
         limits=settings.limits,
         policy=DialPolicy(allow_private=settings.allow_private_addresses),
         counters=counters,
     )
-    return GuardedHost(swarm, settings=settings, counters=counters)
+    host = GuardedHost(swarm, settings=settings, counters=counters, transport=transport)
+    through_relay.attach(host)
+    return host

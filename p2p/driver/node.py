@@ -22,8 +22,9 @@ from p2p.driver.gossip_driver import Gossip
 from p2p.driver.host import GuardedHost, build_host
 from p2p.driver.kad_driver import Dht
 from p2p.driver.negotiate import propose
-from p2p.driver.relay import running_relay
+from p2p.driver.reach import Reacher
 from p2p.driver.streams import MuxedRawStream
+from p2p.driver.swarm import is_relayed
 from p2p.driver.watch import ConnectionWatch
 from p2p.errors import (
     GossipDisabled,
@@ -45,6 +46,7 @@ from p2p.interface import (
     PeerEvents,
     PeerId,
     PeerInfo,
+    Reachability,
     Statistics,
     StreamHandler,
     Subscription,
@@ -110,8 +112,7 @@ async def _run(
                 if node.gossip is not None:
                     await stack.enter_async_context(node.gossip.running())
                 await stack.enter_async_context(node.dht.running())
-                if node.settings.relay:
-                    await stack.enter_async_context(running_relay(node.host))
+                node.reacher.start(nursery)
                 for peer in dict.fromkeys(peer for peer, _ in bootstrap):
                     addresses = [address for named, address in bootstrap if named == peer]
                     nursery.start_soon(node.keep_connected, peer, addresses)
@@ -138,6 +139,7 @@ class Libp2pNode:
         )
         if self.gossip is not None:
             self.dht.keeps = self.gossip.needs
+        self.reacher = Reacher(host, settings)
         self._closed = False
         self.stop = trio.Event()
         self._watch = PeerWatch(queue_max=settings.limits.peer_event_queue_max)
@@ -225,6 +227,7 @@ class Libp2pNode:
             direction=Direction.INBOUND if inbound else Direction.OUTBOUND,
             opened_at=self._connections.opened_at(connection),
             agent=self.host.agents.get(peer_id),
+            relayed=is_relayed(connection),
         )
 
     def dial_failures(self) -> tuple[DialFailure, ...]:
@@ -233,6 +236,9 @@ class Libp2pNode:
     def peer_events(self) -> PeerEvents:
         self._check_open()
         return self._watch.events()
+
+    def reachability(self) -> Reachability:
+        return self.reacher.reachability()
 
     def statistics(self) -> Statistics:
         return self._counters.snapshot(connections_open=len(self._swarm.get_connections()))

@@ -12,6 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import trio
@@ -29,7 +30,7 @@ from multiaddr import Multiaddr
 
 from p2p.addresses import Address, DialPolicy, HostKind, parse_address
 from p2p.counters import Counters
-from p2p.errors import AddressInvalid, AddressRefused, DialFailed
+from p2p.errors import AddressInvalid, AddressRefused, DialFailed, P2PError
 from p2p.interface import DialFailure, Limits
 
 log = logging.getLogger("p2p")
@@ -77,7 +78,12 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
     # --- dialling ----------------------------------------------------------------------------------------
 
     def live_connections(self, peer_id: ID) -> list[INetConn]:
-        return [c for c in self.connections.get(peer_id, []) if not c.is_closed and not c.muxed_conn.is_closed]
+        """Direct ones before relayed ones, older ones before newer ones."""
+        live = [c for c in self.connections.get(peer_id, []) if not c.is_closed and not c.muxed_conn.is_closed]
+        return sorted(live, key=is_relayed)
+
+    def direct_connections(self, peer_id: ID) -> list[INetConn]:
+        return [c for c in self.live_connections(peer_id) if not is_relayed(c)]
 
     async def dial_peer(self, peer_id: ID) -> list[INetConn]:
         """What the library's own parts call: connect to the addresses that the peer store knows."""
@@ -149,8 +155,8 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
 
     async def _dial_one(self, peer_id: ID, address: Address) -> INetConn:
         self.policy.check(address)
-        if address.relay is not None:
-            raise DialError("relayed addresses are not supported yet")
+        if address.relay in (str(peer_id), str(self.get_peer_id())):
+            raise DialError("a peer is not its own relay")
         self.counters.dials += 1
         try:
             with trio.fail_after(self.limits.dial_timeout_s):
@@ -158,7 +164,7 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
                 for kind, host in await self._resolve(address):
                     try:
                         self.policy.check_host(host)
-                        multiaddr = Multiaddr(f"/{kind.value}/{host}/tcp/{address.port}")
+                        multiaddr = Multiaddr(str(replace(address, kind=kind, host=host, peer=str(peer_id))))
                         return await self._dial_addr_single_attempt(multiaddr, peer_id)
                     except AddressRefused as error:
                         last = error
@@ -186,7 +192,9 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
 
     async def new_stream(self, peer_id: ID) -> Any:
         """What the library's own parts call: a stream on the newest live connection, dialled if need be."""
-        live = self.live_connections(peer_id) or await self.dial_peer(peer_id)
+        if not self.live_connections(peer_id):
+            await self.dial_peer(peer_id)
+        live = self.direct_connections(peer_id) or self.live_connections(peer_id)
         try:
             return await live[-1].new_stream()
         except Exception as error:
@@ -230,6 +238,14 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
         return next((c for c in self.get_connections(muxed.peer_id) if c.muxed_conn is muxed), None)
 
 
+def is_relayed(connection: INetConn) -> bool:
+    return bool(getattr(connection.muxed_conn, "is_relayed", False))
+
+
+class RelayRefused(P2PError):
+    """The relay would not, or could not, connect us. The text is for `DialFailure.reason`."""
+
+
 class DialError(Exception):
     """Why one address failed, in words for `DialFailure.reason`."""
 
@@ -252,6 +268,8 @@ def _reason_of(error: BaseException) -> str:
         if isinstance(known, OSError) and known.errno:
             return os.strerror(known.errno).lower()
     for known in reversed(seen):
+        if isinstance(known, RelayRefused):
+            return str(known)
         if isinstance(known, PeerIDMismatchesPubkey):
             return "another peer answered"
         if isinstance(known, SecurityUpgradeFailure):

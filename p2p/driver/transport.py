@@ -53,6 +53,7 @@ UPGRADES_PER_HOST_MAX = 64
 BACKLOG = 128
 ACCEPT_PAUSE_S = 0.1  # when the process is out of file descriptors
 NANOSECONDS = 1_000_000_000
+SOURCE_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)  # the same two ends are, or were just now, connected
 
 ConnectionHandler = Callable[[Any], Awaitable[None]]
 
@@ -119,10 +120,13 @@ class MuxedConnection(Link, IMuxedConn):  # type: ignore[misc]
     negotiated_security_protocol = NOISE
     negotiated_muxer_protocol = YAMUX
     on_close: Callable[[], Awaitable[None]] | None = None  # set by the swarm
+    is_relayed = False
 
     def __init__(self, sock: socket.socket, connection: Connection, early_events: Any, **options: Any) -> None:
-        host, port = sock.getpeername()[:2]
-        self._remote_address: tuple[str, int] = (host, port)
+        self._remote_address: tuple[str, int] | None = None  # a relayed connection has none
+        if sock.family != socket.AF_UNIX:
+            host, port = sock.getpeername()[:2]
+            self._remote_address = (host, port)
         self._pushed: trio.Event | None = None  # somebody waits for the next batch to go
         self.event_started = trio.Event()
         Link.__init__(self, sock, connection, early_events, **options)
@@ -182,11 +186,11 @@ class MuxedConnection(Link, IMuxedConn):  # type: ignore[misc]
         except LinkClosed as error:
             raise MuxedConnUnavailable(str(error)) from error
 
-    def get_remote_address(self) -> tuple[str, int]:
+    def get_remote_address(self) -> tuple[str, int] | None:
         return self._remote_address
 
     def get_transport_addresses(self) -> list[Multiaddr]:
-        return [_multiaddr(*self._remote_address)]
+        return [_multiaddr(*self._remote_address)] if self._remote_address is not None else []
 
     def get_connection_type(self) -> ConnectionType:
         return ConnectionType.DIRECT
@@ -203,16 +207,40 @@ class NoiseYamuxTcp(ITransport):  # type: ignore[misc]
         *,
         settings: YamuxSettings = DEFAULT_SETTINGS,
         upgrade_timeout_s: float = UPGRADE_TIMEOUT_S,
+        share_listening_port: bool = False,
     ) -> None:
+        """`share_listening_port`: dial from the port that we listen on, so that a NAT gives both one address and
+        hole punching has something to aim at."""
+        self.share_listening_port = share_listening_port
+        self.listening_ports: dict[socket.AddressFamily, int] = {}
         self._identity: NoiseIdentity = ed25519_identity(seed=seed, static_private=os.urandom(32))
         self._settings = settings
         self._upgrade_timeout_s = upgrade_timeout_s
 
     async def dial(self, maddr: Multiaddr) -> MuxedConnection:
         """Raises OpenConnectionError; its cause says why (OSError, SecurityUpgradeFailure, NoiseError …)."""
+        source = self.punching_source(maddr)
+        if source is not None:
+            try:
+                return await self._dial(maddr, source)
+            except OpenConnectionError as error:
+                if not isinstance(error.__cause__, OSError) or error.__cause__.errno not in SOURCE_TAKEN:
+                    raise
         return await self._dial(maddr, None)
 
-    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> MuxedConnection:
+    async def dial_afresh(self, maddr: Multiaddr) -> MuxedConnection:
+        """`dial` from a port that the other side has never seen, as a dial-back must be."""
+        return await self._dial(maddr, None)
+
+    def punching_source(self, maddr: Multiaddr) -> tuple[str, int] | None:
+        """Where to dial from, when ports are shared; None for one's own machine, which has no NAT."""
+        family, host, _ = _endpoint(maddr)
+        port = self.listening_ports.get(family)
+        if not self.share_listening_port or port is None or ipaddress.ip_address(host).is_loopback:
+            return None
+        return ("::" if family == socket.AF_INET6 else "0.0.0.0", port)  # noqa: S104 - any source, not a listener
+
+    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int] | None) -> MuxedConnection:
         """`dial` from a given local address and port, as hole punching needs."""
         return await self._dial(maddr, source)
 
@@ -245,7 +273,14 @@ class NoiseYamuxTcp(ITransport):  # type: ignore[misc]
             raise
         return link
 
-    async def upgrade(self, sock: socket.socket, *, is_dialer: bool, expected_peer: bytes | None) -> MuxedConnection:
+    async def upgrade(
+        self,
+        sock: socket.socket,
+        *,
+        is_dialer: bool,
+        expected_peer: bytes | None,
+        link_type: type[MuxedConnection] | None = None,
+    ) -> MuxedConnection:
         """A connected, non-blocking socket becomes a connection, within the upgrade time-out."""
         connection = Connection(
             is_dialer=is_dialer,
@@ -257,7 +292,7 @@ class NoiseYamuxTcp(ITransport):  # type: ignore[misc]
             now=int(trio.current_time() * NANOSECONDS),
         )
         with trio.fail_after(self._upgrade_timeout_s):
-            return await open_link(sock, connection, link_type=MuxedConnection, stream_type=MuxedStream)
+            return await open_link(sock, connection, link_type=link_type or MuxedConnection, stream_type=MuxedStream)
 
     def create_listener(self, handler_function: ConnectionHandler) -> NoiseYamuxListener:
         return NoiseYamuxListener(self, handler_function)
@@ -295,12 +330,15 @@ class NoiseYamuxListener(IListener):  # type: ignore[misc]
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            if self._transport.share_listening_port and hasattr(socket, "SO_REUSEPORT"):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind((host, port))
             sock.listen(BACKLOG)
         except OSError as error:
             sock.close()
             raise OpenConnectionError(f"cannot listen on {maddr}: {error.strerror}") from error
         self._addresses.append(_multiaddr(*sock.getsockname()[:2]))
+        self._transport.listening_ports.setdefault(family, sock.getsockname()[1])
         scope = trio.CancelScope()
         self._scopes.append(scope)
         if self.background_nursery is not None:

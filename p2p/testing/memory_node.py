@@ -32,6 +32,8 @@ from p2p.interface import (
     PeerEvents,
     PeerId,
     PeerInfo,
+    Reach,
+    Reachability,
     Statistics,
     StreamHandler,
     Subscription,
@@ -263,6 +265,25 @@ class MemoryNode:
     def peer_events(self) -> PeerEvents:
         self._check_open()
         return self._watch.events()
+
+    def reachability(self) -> Reachability:
+        """As if every connected peer had been asked: whoever can reach us would have got through."""
+        asked = [node for node in self.neighbours() if node.settings.reach.check]
+        reached = [node for node in asked if self._network.can_reach(node.peer, self.peer)]
+        if not self.listening:
+            reach, reason = Reach.NOT, "this node does not listen"
+        elif not asked:
+            reach, reason = Reach.UNKNOWN, "no peer has tried to dial us yet"
+        else:
+            reach, reason = Reach.DIRECT, f"{len(reached)} of {len(asked)} peers that we asked could dial us"
+        return Reachability(
+            reach=reach,
+            reason=reason,
+            addresses=self.addresses() if reach is Reach.DIRECT else (),
+            observed=self.listening if asked else (),
+            peers_asked=len(asked),
+            peers_reached=len(reached),
+        )
 
     def statistics(self) -> Statistics:
         return self._counters.snapshot(connections_open=len(self._connections))

@@ -9,7 +9,7 @@ import trio
 
 from p2p import errors
 from p2p.identity import peer_id_of_seed
-from p2p.interface import Node, PeerConnected, PeerDisconnected
+from p2p.interface import Node, PeerConnected, PeerDisconnected, Reach
 from p2p.testing.contract.tools import (
     FRAME_MAX,
     PATIENCE_S,
@@ -20,6 +20,7 @@ from p2p.testing.contract.tools import (
     bare,
     check,
     echo,
+    eventually,
     key_of,
     open_to,
     pair,
@@ -172,6 +173,22 @@ async def a_bootstrap_peer_that_comes_late_is_connected_by_itself(open_node: Ope
         async with open_node(settings(listen=(listen,)), key=key_of("late")) as again:
             await early.wait_connected(timeout_s=PATIENCE_S)
             assert [info.peer for info in early.connections()] == [again.peer]
+
+
+@check
+async def a_node_says_how_others_can_reach_it(open_node: OpenNode) -> None:
+    async with open_node(settings(listen=()), key=key_of("dial only")) as node:
+        assert node.reachability().reach is Reach.NOT
+        assert node.reachability().reason == "this node does not listen"
+    async with open_node(settings(check_delay_s=0.05), key=key_of("server")) as server:
+        assert server.reachability().reach is Reach.UNKNOWN
+        assert server.reachability().addresses == ()
+        async with open_node(settings(server, check_delay_s=0.05), key=key_of("client")) as client:
+            await client.wait_connected(timeout_s=PATIENCE_S)
+            await eventually(lambda: client.reachability().reach is Reach.DIRECT, "the server has dialled back")
+            assert client.reachability().addresses == client.addresses()
+            assert (client.reachability().peers_asked, client.reachability().peers_reached) == (1, 1)
+            assert client.reachability().observed
 
 
 @check

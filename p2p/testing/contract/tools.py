@@ -14,6 +14,7 @@ from p2p.interface import (
     Limits,
     Node,
     NodeSettings,
+    ReachSettings,
     Stream,
     StreamHandler,
     Verdict,
@@ -50,6 +51,7 @@ def settings(
     allow_private_addresses: bool = True,
     limits: Limits | None = None,
     bootstrap_addresses: tuple[str, ...] = (),
+    check_delay_s: float = 15.0,
 ) -> NodeSettings:
     return NodeSettings(
         listen=listen,
@@ -58,6 +60,7 @@ def settings(
         gossip=gossip,
         allow_private_addresses=allow_private_addresses,
         limits=limits or Limits(),
+        reach=ReachSettings(check_delay_s=check_delay_s),
     )
 
 
