@@ -83,6 +83,12 @@ class Open(TrustPolicy):
 
         return Rules(level=TrustLevel.OPEN, network=network)
 
+    def software_anchors(self, network: Network) -> Anchors | None:
+        """Who accepts providers that prove nothing accepts a software TEE as well, where there are such: the devnet."""
+        from .adapters.tee.software import software_anchors
+
+        return software_anchors(network) if network is Network.DEVNET else None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Simulated(TrustPolicy):
