@@ -106,11 +106,12 @@ class ChainTransaction:
     time_s: int
     source: bytes | None  # None: an external message
     value_nano: Nano  # what came in with the message
-    message_hash: bytes
+    body_hash: bytes  # of the incoming message's body: tells a sender its own message
     body: bytes = field(repr=False)  # of the incoming message, a bag of cells
     exit_code: int | None  # None: the contract did not run
     is_done: bool  # it ran, and everything it wanted to send was sent
     is_bounced: bool  # the incoming message is one that came back
+    skipped_transfers: int  # that a wallet could not send and passed over
     fees_nano: Nano
 
 
