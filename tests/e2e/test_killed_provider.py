@@ -71,7 +71,7 @@ def test_a_provider_killed_before_its_first_token_costs_the_user_nothing(tmp_pat
 
 def test_a_provider_killed_midway_gives_a_clear_error_and_the_gateway_lives(tmp_path: Path) -> None:
     world = World(tmp_path)
-    with world.service("demo", "--port", "0", "--providers", "1") as demo:
+    with world.service("demo", "--port", "0", "--providers", "1", "--open") as demo:
         (provider,) = demo.ready["providers"]
         pid = provider["pid"]
         with post(demo.ready, {"messages": STORY, "stream": True, **ENDLESS}) as response:
