@@ -130,7 +130,8 @@ class ServedSession:
             case HelloReceived():
                 self._nursery.start_soon(self._answer_hello, event)
             case RequestOpened():
-                self._nursery.start_soon(self._serve, event)
+                scope = self._scopes[event.id] = trio.CancelScope()  # here: a Cancel may come before the task runs
+                self._nursery.start_soon(self._serve, event, scope)
             case RequestCancelled():
                 self._shared.record.cancelled += 1
                 if event.id in self._scopes:
@@ -169,9 +170,8 @@ class ServedSession:
             )
         )
 
-    async def _serve(self, event: RequestOpened) -> None:
-        with trio.CancelScope() as scope:
-            self._scopes[event.id] = scope
+    async def _serve(self, event: RequestOpened, scope: trio.CancelScope) -> None:
+        with scope:
             try:
                 request = await self._admit(event)
                 if request is not None:
