@@ -19,7 +19,7 @@ import trio
 
 from .errors import LimitExceeded, RemoteProtocolError, Unavailable
 from .ports import Network, PeerAddresses, Stream
-from .types import Digest
+from .types import Digest, PeerId
 from .wire import limits
 from .wire.codec import decode_as, encode
 from .wire.messages import BlobPiece, BlobQuery
@@ -81,7 +81,7 @@ class BlobFetcher:
         self._network = network
         self._kept: OrderedDict[Digest, bytes] = OrderedDict()
         self._kept_bytes = 0
-        self._partial: OrderedDict[Digest, bytearray] = OrderedDict()
+        self._partial: OrderedDict[tuple[PeerId, Digest], bytearray] = OrderedDict()  # by source: it answers for all
 
     def cached(self, digest: Digest) -> bytes | None:
         """The blob, if it was fetched before."""
@@ -96,14 +96,14 @@ class BlobFetcher:
         kept = self.cached(digest)
         if kept is not None:
             return kept
-        partial = self._partial.pop(digest, bytearray())
+        partial = self._partial.pop((source.peer, digest), bytearray())
         try:
             with trio.move_on_after(FETCH_TIMEOUT_S) as patience:
                 await self._read(source, digest, partial, min(bytes_max, limits.BLOB_BYTES_MAX))
             if patience.cancelled_caught:
                 raise Unavailable(f"{source.peer} did not send the blob within {FETCH_TIMEOUT_S:.0f} s")
         except Unavailable:
-            self._keep_partial(digest, partial)
+            self._keep_partial((source.peer, digest), partial)
             raise
         blob = bytes(partial)
         if hashlib.sha256(blob).digest() != digest:
@@ -134,14 +134,16 @@ class BlobFetcher:
                 await stream.aclose()
 
     def _keep(self, digest: Digest, blob: bytes) -> None:
+        if digest in self._kept:
+            return  # another fetch of it was quicker
         self._kept[digest] = blob
         self._kept_bytes += len(blob)
         while self._kept_bytes > CACHE_BYTES_MAX:
             _, dropped = self._kept.popitem(last=False)
             self._kept_bytes -= len(dropped)
 
-    def _keep_partial(self, digest: Digest, partial: bytearray) -> None:
+    def _keep_partial(self, key: tuple[PeerId, Digest], partial: bytearray) -> None:
         if partial:
-            self._partial[digest] = partial
+            self._partial[key] = partial
             while len(self._partial) > PARTIAL_MAX:
                 self._partial.popitem(last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import partial
 
 import pytest
 import trio
@@ -106,5 +107,48 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped():
                     await fetcher.fetch(at(server), name(blob), bytes_max=len(blob))
             assert await fetcher.fetch(at(server), name(blob), bytes_max=len(blob)) == blob
             assert offsets == [0, 200_000, 400_000]
+
+    run(scenario)
+
+
+def test_what_one_source_sent_before_it_broke_is_not_blamed_on_the_next():
+    async def scenario():
+        async with open_market() as market:
+            liar, honest = await market.network("liar"), await market.network("honest")
+            client = await market.network("client", listens=False)
+            blob = bytes(100_000)
+
+            async def begin_wrong(stream):
+                await stream.receive()
+                await stream.send(encode(BlobPiece(total=len(blob), data=b"x" * 1_000)))
+
+            liar.handle(BLOB_PROTOCOL, begin_wrong, frame_bytes_max=limits.BLOB_MESSAGE_BYTES_MAX)
+            shelf = BlobShelf()
+            shelf.put([blob])
+            shelf.serve(honest)
+            fetcher = BlobFetcher(client)
+            with pytest.raises(Unavailable):
+                await fetcher.fetch(at(liar), name(blob), bytes_max=len(blob))
+            assert await fetcher.fetch(at(honest), name(blob), bytes_max=len(blob)) == blob
+
+    run(scenario)
+
+
+def test_two_fetches_of_one_blob_at_a_time_count_once_towards_what_is_kept(monkeypatch):
+    monkeypatch.setattr("cocoon.blobs.CACHE_BYTES_MAX", 250_000)
+
+    async def scenario():
+        async with open_market() as market:
+            server, client = await market.network("server"), await market.network("client", listens=False)
+            blobs = [bytes([n]) * 100_000 for n in range(4)]
+            shelf = BlobShelf()
+            shelf.serve(server)
+            fetcher = BlobFetcher(client)
+            for blob in blobs:
+                shelf.put([blob])
+                async with trio.open_nursery() as nursery:
+                    for _ in range(2):
+                        nursery.start_soon(partial(fetcher.fetch, at(server), name(blob), bytes_max=len(blob)))
+            assert [fetcher.cached(name(blob)) is not None for blob in blobs] == [False, False, True, True]
 
     run(scenario)
