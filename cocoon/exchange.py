@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from .errors import CocoonError, RemoteProtocolError, Unavailable
+from .errors import CocoonError, RemoteProtocolError, StoreError, Unavailable
 from .market.book import OfferBook
 from .market.effects import BookEffect, EquivocationFound, Judgement
 from .market.effects import Emit as MarketEmit
+from .market.equivocation import EquivocationProof
 from .market.keys import SHARDS, load_topic, lookup_keys, offers_topic, shard_of
 from .market.offer import VerifiedOffer
 from .ports import Clock, PeerAddresses, Stream, Subscription, Verdict
@@ -43,6 +44,9 @@ ASKED_PER_LOOKUP_MAX: Final = 32
 ASKED_AT_ONCE_MAX: Final = 8
 FOUND_PER_KEY_MAX: Final = 20  # Kademlia's k: a record holder keeps no more
 LOOKUP_TIMEOUT_S: Final = 8.0
+
+SaveProof = Callable[[Digest, bytes], Awaitable[None]]
+"""`Store.save_proof`: (slot, encoded proof)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +76,7 @@ class OfferExchange:
         network: PeerNetwork,
         network_id: Network,
         clock: Clock,
-        save_proof: Callable[[Digest, bytes], Awaitable[None]] | None = None,
+        save_proof: SaveProof | None = None,
     ) -> None:
         self.book = OfferBook(network_id)
         self._network = network
@@ -289,9 +293,16 @@ class OfferExchange:
                 case MarketEmit():
                     self._tell()
                 case _ if self._save_proof is not None and self._nursery is not None:
-                    self._nursery.start_soon(self._save_proof, effect.proof.slot, effect.proof.encode())
+                    self._nursery.start_soon(self._keep, self._save_proof, effect.proof)
                 case _:
                     pass  # without a store there is nowhere to keep a proof; its offers are shunned all the same
+
+    @staticmethod
+    async def _keep(save_proof: SaveProof, proof: EquivocationProof) -> None:
+        try:
+            await save_proof(proof.slot, proof.encode())
+        except StoreError as error:  # a full disk must not end the node: strangers make proofs
+            log.error("proof.unsaved", extra={"reason": str(error)})
 
 
 def offer_facts(offer: VerifiedOffer) -> OfferFacts:
