@@ -10,7 +10,7 @@ Not here: one request's way through providers (`reply`), one session (`link`), H
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -315,7 +315,11 @@ class Client:
         return tuple(each for each in listed if each.offer.provider != self._network.peer)
 
     def _resolve(self, reference: str) -> ModelRef:
-        return self.catalogue.resolve(reference, seen=self._exchange.book.models())
+        return self.catalogue.resolve(reference, seen=self._names_seen())
+
+    def _names_seen(self) -> Iterator[ModelRef]:
+        """What the network calls its models; counted only when a name is not known, for that takes milliseconds."""
+        yield from self._exchange.book.models()
 
     def _freeze(self, endpoint: str, body: Mapping[str, Any], spend_max_nano: Nano) -> FrozenRequest:
         request = normalise(endpoint, body)

@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from cocoon.errors import InvalidRequest, ModelNotFound, NoProvider, PriceTooHigh, StreamBroken
+from cocoon.market.book import OfferBook
 from cocoon.types import FinishReason, TrustLevel, ton
 from tests.fakes.engine import ScriptedEngine
 from tests.fakes.little_market import ask, open_market
@@ -247,5 +248,17 @@ def test_a_draining_provider_finishes_what_runs_and_takes_nothing_new():
             text, reply = await chat(client, ask())
             assert text == TEXT
             assert reply.provider != old.network.peer
+
+    run(scenario)
+
+
+def test_a_known_model_is_found_without_counting_the_whole_market(monkeypatch):
+    async def scenario():
+        async with open_market() as market:
+            await market.add_provider("alice")
+            client = await market.add_client()
+            monkeypatch.setattr(OfferBook, "models", lambda book: pytest.fail("counted every offer"))
+            text, _ = await chat(client, ask())
+            assert text == TEXT
 
     run(scenario)
