@@ -117,19 +117,29 @@ class DialBackServer:
         return list(dict.fromkeys(usable))[:ADDRESSES_DIALLED_MAX]
 
     async def _dial(self, peer: ID, addresses: Sequence[Address]) -> DialBackAnswer:
-        reason = ""
-        for address in addresses:
-            try:
-                with trio.fail_after(DIAL_TIMEOUT_S):
-                    link = await self._host.transport.dial_afresh(Multiaddr(f"{address}/p2p/{peer}"))
-            except OpenConnectionError as error:
-                reason = str(error.__cause__ or error)
-            except trio.TooSlowError:
-                reason = f"no answer within {DIAL_TIMEOUT_S:g} s"
-            else:
-                await link.close()
-                return DialBackAnswer(status=DialBackStatus.OK, address=Multiaddr(str(address)).to_bytes())
-        return _refusal(DialBackStatus.DIAL_ERROR, reason)
+        """All addresses side by side; the first that leads to the peer is the answer."""
+        reached: list[Address] = []
+        reasons: list[str] = []
+        async with trio.open_nursery() as nursery:
+
+            async def attempt(address: Address) -> None:
+                try:
+                    with trio.fail_after(DIAL_TIMEOUT_S):
+                        link = await self._host.transport.dial_afresh(Multiaddr(f"{address}/p2p/{peer}"))
+                except OpenConnectionError as error:
+                    reasons.append(str(error.__cause__ or error))
+                except trio.TooSlowError:
+                    reasons.append(f"no answer within {DIAL_TIMEOUT_S:g} s")
+                else:
+                    reached.append(address)
+                    await link.close()
+                    nursery.cancel_scope.cancel()
+
+            for address in addresses:
+                nursery.start_soon(attempt, address)
+        if not reached:
+            return _refusal(DialBackStatus.DIAL_ERROR, reasons[-1])
+        return DialBackAnswer(status=DialBackStatus.OK, address=Multiaddr(str(reached[0])).to_bytes())
 
 
 async def ask_dial_back(connection: Any, *, me: ID, addresses: Sequence[str]) -> DialBackAnswer | None:
