@@ -11,19 +11,21 @@ Bounds: a look-up asks at most `ASKED_PER_LOOKUP_MAX` peers, `ASKED_AT_ONCE_MAX`
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from .errors import CocoonError, RemoteProtocolError, StoreError, Unavailable
+from .errors import CocoonError, LimitExceeded, RemoteProtocolError, StoreError, Unavailable
 from .market.book import OfferBook
 from .market.effects import BookEffect, EquivocationFound, Judgement
 from .market.effects import Emit as MarketEmit
 from .market.equivocation import EquivocationProof
 from .market.keys import SHARDS, load_topic, lookup_keys, offers_topic, shard_of
 from .market.offer import VerifiedOffer
+from .market.rates import Buckets, Rate
 from .ports import Clock, PeerAddresses, Stream, Subscription, Verdict
 from .ports import Network as PeerNetwork
 from .ports.network import targets
@@ -44,6 +46,8 @@ ASKED_PER_LOOKUP_MAX: Final = 32
 ASKED_AT_ONCE_MAX: Final = 8
 FOUND_PER_KEY_MAX: Final = 20  # Kademlia's k: a record holder keeps no more
 LOOKUP_TIMEOUT_S: Final = 8.0
+ASKER_RATE: Final = Rate(interval_ns=SECOND_NS // 4, burst=128)  # an answer costs milliseconds in a large market
+ASKERS_MAX: Final = 4_096
 
 SaveProof = Callable[[Digest, bytes], Awaitable[None]]
 """`Store.save_proof`: (slot, encoded proof)."""
@@ -90,6 +94,7 @@ class OfferExchange:
         self._nursery: trio.Nursery | None = None
         self._own_offers: dict[Digest, bytes] = {}
         self._own_beacons: dict[Digest, bytes] = {}
+        self._askers: Buckets[PeerId] = Buckets(ASKER_RATE, count_max=ASKERS_MAX)
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep the book, until cancelled. Answers other peers' queries from now on."""
@@ -200,12 +205,12 @@ class OfferExchange:
 
     async def look_up(self, model: Digest) -> LookUp:
         """Find providers of a model: the DHT's four keys and our connected peers, all asked for offers."""
-        found: list[PeerAddresses] = []
+        found: list[Sequence[PeerAddresses]] = []  # one for each key that was answered
         failures: list[str] = []
 
         async def find(key: bytes) -> None:
             try:
-                found.extend(await self._network.find_providers(key, count_max=FOUND_PER_KEY_MAX))
+                found.append(await self._network.find_providers(key, count_max=FOUND_PER_KEY_MAX))
             except CocoonError as error:
                 failures.append(f"DHT: {error}")
 
@@ -213,13 +218,15 @@ class OfferExchange:
             async with trio.open_nursery() as nursery:
                 for key in lookup_keys(self._network_id, model, now=self._clock.now()):
                     nursery.start_soon(find, key)
-        in_dht = targets(found)
+        in_dht = targets(list(chain.from_iterable(found)))
         connected = [
             PeerAddresses(peer=connection.peer, addresses=(connection.address,) if connection.outbound else ())
             for connection in self._network.connections()
         ]
-        everyone = [peer for peer in targets([*found, *connected]).values() if peer.peer != self._network.peer]
-        asked = everyone[:ASKED_PER_LOOKUP_MAX]
+        # In turn from every key and from our connections: who floods one of them does not crowd out the others.
+        in_turn = [peer for row in zip_longest(*found, connected) for peer in row if peer is not None]
+        everyone = targets(in_turn)
+        asked = [peer for peer in everyone.values() if peer.peer != self._network.peer][:ASKED_PER_LOOKUP_MAX]
         answered, offers_new = await self._ask_all(asked, model, failures)
         return LookUp(
             model=model,
@@ -264,6 +271,8 @@ class OfferExchange:
             data = await stream.receive()
             if data is None:
                 return
+            if not self._askers.take(stream.peer, self._clock.now()):
+                raise LimitExceeded("too many queries from one peer")
             query = decode_as(data, OffersQuery, bytes_max=limits.OFFERS_MESSAGE_BYTES_MAX)
             await stream.send(encode(self._reply(query.model or None)))
 

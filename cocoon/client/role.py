@@ -12,14 +12,16 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from ..attest.evidence import SavedEvidence
+from ..attest.policy import TrustPolicy
 from ..attest.verifier import Verifier
 from ..blobs import BlobFetcher
-from ..errors import InvalidRequest, NoProvider, StoreError
+from ..errors import InvalidRequest, LocalProtocolError, NoProvider, StoreError, Unavailable
 from ..exchange import LookUp, OfferExchange
 from ..market.book import ListedOffer
 from ..market.catalogue import Catalogue, ModelRef
@@ -54,6 +56,14 @@ SEED_BYTES: Final = 32
 BYTES_PER_TOKEN_MAX: Final = 8  # a prompt with more bytes than this per token of context cannot fit
 
 
+@dataclass(slots=True, eq=False)
+class _RunningLookUp:
+    """What others wait for."""
+
+    ended: trio.Event = field(default_factory=trio.Event)
+    is_whole: bool = False  # it was not cancelled
+
+
 class Client:
     """A running client peer. Made by `open_client`."""
 
@@ -86,6 +96,7 @@ class Client:
             fetcher=BlobFetcher(network),
             clock=clock,
             store=store,
+            policy=settings.policy,
             uses_threads=settings.verifies_in_threads,
         )
         self.pool = LinkPool(
@@ -98,6 +109,7 @@ class Client:
             on_receipt=self._keep_receipt,
         )
         self._followed: dict[Digest, LookUp | None] = {}
+        self._looking_up: dict[Digest, _RunningLookUp] = {}
         self._receipts, self._receipts_in = trio.open_memory_channel[StoredReceipt](RECEIPTS_WAITING_MAX)
 
     # --- `ClientRole` ------------------------------------------------------------------------------------
@@ -162,6 +174,21 @@ class Client:
             or each.offer.provider.endswith(name)
         }
         return next(iter(found.values())) if len(found) == 1 else None
+
+    @property
+    def policy(self) -> TrustPolicy:
+        """What providers have to prove now."""
+        return self._judge.policy
+
+    def change_policy(self, policy: TrustPolicy) -> None:
+        """From now on this is the policy. Every session is closed with what it had proven (rule S8).
+
+        Requests in flight fail, or begin anew where nothing was shown yet: then under both policies.
+        """
+        if policy.network is not self.settings.network_id:
+            raise LocalProtocolError("a policy of another network")
+        self._judge.policy = policy
+        self.pool.end_all(Unavailable("the trust policy has changed"))
 
     def connections(self) -> tuple[Connection, ...]:
         """Live connections."""
@@ -229,11 +256,25 @@ class Client:
             self._followed.setdefault(model, None)
 
     async def look_up(self, model: Digest) -> None:
-        """Ask the DHT and our peers for offers of this model, and follow it from now on."""
-        await self.follow(model)
-        found = await self._exchange.look_up(model)
-        if model in self._followed:
-            self._followed[model] = found
+        """Ask the DHT and our peers for offers of this model, and follow it from now on.
+
+        Requests that ask for one model at a time share one look-up; when its own request is cancelled, another's
+        takes its place.
+        """
+        while (running := self._looking_up.get(model)) is not None:
+            await running.ended.wait()
+            if running.is_whole:
+                return
+        running = self._looking_up[model] = _RunningLookUp()
+        try:
+            await self.follow(model)
+            found = await self._exchange.look_up(model)
+            if model in self._followed:
+                self._followed[model] = found
+            running.is_whole = True
+        finally:
+            del self._looking_up[model]
+            running.ended.set()
 
     async def _wait_for_offers(self, model: Digest) -> None:
         """Return once the model is offered, or after `offers_wait_s` without."""
@@ -332,7 +373,7 @@ class Client:
             prompt_tokens_bound=prompt_tokens_upper_bound(wanted),
             output_tokens_max=output_tokens_max,
             features=features_needed(endpoint, wanted),
-            policy=self.settings.policy,
+            policy=self._judge.policy,
             spend_max_nano=spend_max_nano,
         )
 
