@@ -136,6 +136,8 @@ class BlobFetcher:
     def _keep(self, digest: Digest, blob: bytes) -> None:
         if digest in self._kept:
             return  # another fetch of it was quicker
+        if digest in self._kept:  # two sessions fetched it at the same time
+            return
         self._kept[digest] = blob
         self._kept_bytes += len(blob)
         while self._kept_bytes > CACHE_BYTES_MAX:

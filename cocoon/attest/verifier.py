@@ -251,12 +251,11 @@ class Verifier:
     def _rim(self, data: bytes, anchors: Anchors, now_s: int, trail: Trail) -> VerifiedRim:
         """Verified RIMs are kept by their digest: the same few files come with every session."""
         key = (anchors.is_hardware, hashlib.sha256(data).digest())
-        rim = self._rims.get(key)
+        rim = self._rims.pop(key, None)  # taken out and put back, so that two threads cannot trip over one another
         if rim is not None and rim.starts_s <= now_s <= rim.expires_s:
             trail.passed("rim.signature", f"{rim.product} {rim.version}, verified before")
-            self._rims.move_to_end(key)
-            return rim
-        rim = verify_rim(data, anchors=anchors, now_s=now_s, trail=trail)
+        else:
+            rim = verify_rim(data, anchors=anchors, now_s=now_s, trail=trail)
         self._rims[key] = rim
         while len(self._rims) > RIM_CACHE_MAX:
             self._rims.popitem(last=False)

@@ -197,7 +197,7 @@ class ProviderLink:
     async def _judge_evidence(self) -> None:
         async for evidence in self._evidence_in:
             try:
-                facts = await self._judge(evidence)
+                facts = await self._judge_in_time(evidence)
                 effects = self._machine.trust(
                     sealing_suite=facts.statement.sealing_suite,
                     sealing_key=facts.statement.sealing_key,
@@ -213,6 +213,12 @@ class ProviderLink:
             again, self._judged_again = self._judged_again, trio.Event()
             again.set()
 
+    async def _judge_in_time(self, evidence: EvidenceReceived) -> Facts:
+        """Parts of the evidence come from the provider as well, so its slowness must not hold a session open."""
+        with trio.move_on_after(HANDSHAKE_TIMEOUT_S):
+            return await self._judge(evidence)
+        raise Unavailable(f"{self.peer} did not send all parts of its evidence within {HANDSHAKE_TIMEOUT_S:.0f} s")
+
     def _on_event(self, event: object) -> None:
         match event:
             case OutputReceived() | RequestAccepted():
@@ -225,8 +231,9 @@ class ProviderLink:
                 if request is not None:
                     request.put(event)
             case RequestRefused() | RequestFailed():
-                if event.reason == Reason.STALE_KEY.value and self._trusted.is_set():
-                    self.facts, self._trusted = None, trio.Event()  # the machine has asked for new evidence
+                # Without a session the machine has asked for new evidence; a refusal of an older one means nothing.
+                if event.reason == Reason.STALE_KEY.value and self._machine.session is None and self._trusted.is_set():
+                    self.facts, self._trusted = None, trio.Event()
                 request = self._requests.pop(event.id, None)
                 if request is not None:
                     request.put(event.error)

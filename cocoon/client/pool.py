@@ -140,6 +140,13 @@ class LinkPool:
         self._nursery.start_soon(link.run)
         return link
 
+    def end_all(self, reason: CocoonError) -> None:
+        """Close every session, with what it has proven: the rules have changed. Requests on them fail with `reason`
+        or start anew elsewhere."""
+        for link in self._links.values():
+            link.end(reason)
+        self._links.clear()
+
     def _make_room(self) -> None:
         self._links = {peer: link for peer, link in self._links.items() if link.is_usable}
         self._opening = {peer: lock for peer, lock in self._opening.items() if peer in self._links or lock.locked()}

@@ -7,6 +7,7 @@ the quote and the GPU's report. What was seen at its highest (TCB numbers, dates
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 import trio
@@ -24,11 +25,13 @@ from ..attest.facts import Facts
 from ..attest.policy import TrustPolicy
 from ..attest.verifier import Expected, SessionEvidence, Verifier
 from ..blobs import BlobFetcher
-from ..errors import BindingMismatch
+from ..errors import BindingMismatch, CocoonError, EvidenceMalformed
 from ..market.offer import VerifiedOffer
 from ..ports import Clock, PeerAddresses, Store
 from ..serve.events import EvidenceReceived
 from ..types import SECOND_NS, Digest, Network, TrustLevel
+
+log = logging.getLogger("cocoon.client")
 
 VERIFYING_AT_ONCE_MAX: Final = 2  # each takes tens of milliseconds of a core, in a thread of its own
 
@@ -44,8 +47,12 @@ class EvidenceJudge:
         fetcher: BlobFetcher,
         clock: Clock,
         store: Store | None,
+        policy: TrustPolicy,
         uses_threads: bool,
     ) -> None:
+        self.policy = policy
+        """The client's own, as it stands now. Requests add theirs, which may only be stricter."""
+
         self._network_id = network_id
         self._verifier = verifier
         self._fetcher = fetcher
@@ -84,29 +91,36 @@ class EvidenceJudge:
         now = self._clock.now()
 
         def verify() -> Facts:
-            return self._verifier.verify(session, expected, now=now, seen=self._ratchet)
+            try:
+                return self._verifier.verify(session, expected, now=now, seen=self._ratchet)
+            except CocoonError:
+                raise
+            except Exception as error:
+                # Supervision boundary: bytes from outside, three parsers that are not ours. A fault in one of them is
+                # this provider's refusal and not the end of the client.
+                log.error("evidence.fault", extra={"provider": offer.provider, "error": type(error).__name__})
+                raise EvidenceMalformed("the verifier broke on this evidence", reason="evidence.fault") from error
 
         if session.bundle is not None and self._uses_threads:
             facts = await trio.to_thread.run_sync(verify, limiter=self._threads)
         else:
             facts = verify()
-        if facts.level.rank < offer.claimed_trust.rank:
-            raise BindingMismatch(
-                f"the offer promises {offer.claimed_trust.value}, the evidence proves {facts.level.value}"
-            )
+        _require_offered(facts, offer)
         await self._advance(facts.ratchet)
         return facts
 
     def judge(self, facts: Facts, offer: VerifiedOffer, policy: TrustPolicy) -> TrustLevel:
-        """The level that may be shown, for this request and this moment. Raises `AttestationError`."""
-        statement = facts.statement
-        if (
-            statement.operator != offer.offer.operator
-            or statement.payout != offer.offer.terms.payout
-            or offer.model not in statement.models
-        ):
-            raise BindingMismatch("the provider's statement does not stand behind this offer")
-        return policy.judge(facts, now=self._clock.now()).level
+        """The level that may be shown, for this request and this moment. Raises `AttestationError`.
+
+        A request keeps the policy that it began with (rule S9); what the client has come to refuse since, it is
+        refused as well.
+        """
+        _require_offered(facts, offer)
+        now = self._clock.now()
+        level = policy.judge(facts, now=now).level
+        if policy is not self.policy:
+            self.policy.judge(facts, now=now)
+        return level
 
     async def collect(self, evidence: EvidenceReceived, offer: VerifiedOffer) -> SavedEvidence:
         """This session's evidence with every part inline, unverified: what `cocoon verify FILE` reads."""
@@ -141,3 +155,20 @@ class EvidenceJudge:
             await self._store.advance_ratchet(entries)
         for name, value in entries.items():
             self._ratchet[name] = max(value, self._ratchet.get(name, value))
+
+
+def _require_offered(facts: Facts, offer: VerifiedOffer) -> None:
+    """The statement and the offer must say the same (rule K4); O signed both. Raises `BindingMismatch`."""
+    statement = facts.statement
+    if (
+        statement.peer != offer.offer.peer
+        or statement.operator != offer.offer.operator
+        or statement.payout != offer.offer.terms.payout
+        or statement.image != offer.offer.image
+        or offer.model not in statement.models
+    ):
+        raise BindingMismatch("the provider's statement does not stand behind this offer")
+    if facts.level.rank < offer.claimed_trust.rank:
+        raise BindingMismatch(
+            f"the offer promises {offer.claimed_trust.value}, the evidence proves {facts.level.value}"
+        )

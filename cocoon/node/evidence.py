@@ -4,18 +4,22 @@ At trust level `open` there is no hardware evidence and S says so in its mode; S
 swapped on the way is caught at every level. In an enclave the GPUs answer a nonce made of N, P and E, their reports'
 digests go into S, and the quote is made over the hash of S. The large static parts (collateral, event logs, RIMs,
 revocation lists) are named by digest and served as blobs.
+
+A quote takes about 50 ms and the device makes one at a time. So whoever waits while one is being made shares the next:
+S then holds the Merkle root over all their nonces, and each client gets the path to its own (rule S6).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import trio
 
+from ..attest import limits
 from ..attest.enclave import Enclave
-from ..attest.evidence import encode_bundle
-from ..attest.gpu.verify import evidence_digest
+from ..attest.nonces import commit
+from ..attest.proving import make_hardware, make_statement
 from ..attest.statement import (
     MODE_OPEN,
     MODE_SIMULATED,
@@ -25,12 +29,10 @@ from ..attest.statement import (
     SUITE_X25519,
     Statement,
     encode_statement,
-    gpu_nonce,
-    report_data,
     signed_statement,
 )
 from ..blobs import BlobShelf
-from ..errors import LimitExceeded
+from ..errors import CocoonError, LimitExceeded, Unavailable
 from ..ports import Network as PeerNetwork
 from ..ports import Signer
 from ..types import NO_DIGEST, SECOND_NS, Digest, Network, PeerId, TeeKind
@@ -52,8 +54,18 @@ class SignedStatement:
     hardware: bytes
 
 
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Asked:
+    """A Hello that waits for its evidence."""
+
+    nonce: bytes
+    sealing_key: bytes
+    answer: SignedStatement | None = field(default=None, repr=False)
+    failure: str | None = None
+
+
 class EvidenceMaker:
-    """Makes one signed statement per Hello; with an enclave, one at a time (quotes take tens of milliseconds)."""
+    """Makes one signed statement per Hello; in an enclave, one for all the Hellos that wait together."""
 
     def __init__(
         self,
@@ -74,6 +86,7 @@ class EvidenceMaker:
         self._enclave = enclave
         self._shelf = shelf
         self._one_at_a_time = trio.Lock()
+        self._asked: list[_Asked] = []  # as many as there are sessions; each withdraws its own
 
     @property
     def tee(self) -> TeeKind:
@@ -86,27 +99,69 @@ class EvidenceMaker:
         return NO_DIGEST if self._enclave is None else self._enclave.image
 
     async def evidence(self, *, nonce: bytes, sealing_key: bytes) -> SignedStatement:
-        """S for this nonce and the present sealing key, with O's and P's signatures. Raises `Unavailable`."""
-        if self._enclave is None:
-            return await self._sign(self._statement(nonce, sealing_key, mode=MODE_OPEN, gpus=[]), hardware=b"")
-        async with self._one_at_a_time:
-            return await self._from_enclave(self._enclave, nonce, sealing_key)
+        """S for this nonce and the present sealing key, with O's and P's signatures. Raises `Unavailable`.
 
-    async def _from_enclave(self, enclave: Enclave, nonce: bytes, sealing_key: bytes) -> SignedStatement:
-        simulated = enclave.mode == MODE_SIMULATED
-        gpus = await enclave.gpu_evidence(gpu_nonce(nonce, self._network.peer_key, sealing_key, simulated=simulated))
-        digests = [evidence_digest(gpu.report, gpu.chain) for gpu in gpus]
-        statement = self._statement(nonce, sealing_key, mode=enclave.mode, gpus=digests)
-        bundle = await enclave.bundle(report_data=report_data(statement, simulated=simulated), gpus=gpus)
-        self._shelf.put(data for _, data in bundle.parts())
-        return await self._sign(statement, hardware=encode_bundle(bundle, by_digest=True))
-
-    def _statement(self, nonce: bytes, sealing_key: bytes, *, mode: int, gpus: list[bytes]) -> bytes:
+        Whoever gets the lock works for all who wait with the same key. When it is cancelled, the next one does.
+        """
         enclave = self._enclave
+        if enclave is None:
+            statement = self._open_statement(nonce, sealing_key)
+            operator_signature, peer_signature = await self._signatures(statement)
+            return SignedStatement(
+                statement=statement,
+                operator_signature=operator_signature,
+                peer_signature=peer_signature,
+                hardware=b"",
+            )
+        asked = _Asked(nonce=nonce, sealing_key=sealing_key)
+        self._asked.append(asked)
+        try:
+            async with self._one_at_a_time:
+                while asked.answer is None and asked.failure is None:
+                    await self._answer_all(enclave, sealing_key)
+        finally:
+            self._asked.remove(asked)
+        if asked.answer is None:
+            raise Unavailable(asked.failure or "no evidence was made")
+        return asked.answer
+
+    async def _answer_all(self, enclave: Enclave, sealing_key: bytes) -> None:
+        """One quote for everyone who waits with this key, the oldest first. The lock is held by one of them."""
+        waiting = [each for each in self._asked if each.sealing_key == sealing_key and each.answer is None]
+        batch = [each for each in waiting if each.failure is None][: 1 << limits.NONCE_PATH_MAX]
+        root, paths = commit([each.nonce for each in batch])
+        try:
+            statement, gpus = await make_statement(
+                enclave,
+                network=self._network_id,
+                nonce=root,
+                peer=self._network.peer_key,
+                sealing_suite=SUITE_X25519,
+                sealing_key=sealing_key,
+                operator=self._signer.operator,
+                payout=self._payout,
+                models=self._models,
+            )
+            messages, blobs = await make_hardware(enclave, statement, gpus, paths=paths, by_digest=True)
+            self._shelf.put(blobs.values())
+            operator_signature, peer_signature = await self._signatures(statement)
+        except CocoonError as error:
+            for each in batch:  # the device would fail them one after another, slowly
+                each.failure = str(error)
+            return
+        for each, hardware in zip(batch, messages, strict=True):
+            each.answer = SignedStatement(
+                statement=statement,
+                operator_signature=operator_signature,
+                peer_signature=peer_signature,
+                hardware=hardware,
+            )
+
+    def _open_statement(self, nonce: bytes, sealing_key: bytes) -> bytes:
         return encode_statement(
             Statement(
                 version=STATEMENT_VERSION,
-                mode=mode,
+                mode=MODE_OPEN,
                 network=int(self._network_id),
                 nonce=nonce,
                 peer=self._network.peer_key,
@@ -114,20 +169,17 @@ class EvidenceMaker:
                 sealing_key=sealing_key,
                 operator=self._signer.operator,
                 payout=self._payout,
-                image=enclave.image if enclave is not None else NO_DIGEST,
-                config=enclave.config if enclave is not None else NO_DIGEST,
+                image=NO_DIGEST,
+                config=NO_DIGEST,
                 models=self._models,
-                gpus=gpus,
+                gpus=[],
             )
         )
 
-    async def _sign(self, statement: bytes, *, hardware: bytes) -> SignedStatement:
-        return SignedStatement(
-            statement=statement,
-            operator_signature=await self._signer.sign_statement(statement),
-            peer_signature=self._network.sign(signed_statement(self._network_id, statement)),
-            hardware=hardware,
-        )
+    async def _signatures(self, statement: bytes) -> tuple[bytes, bytes]:
+        """O's and P's."""
+        operator_signature = await self._signer.sign_statement(statement)
+        return operator_signature, self._network.sign(signed_statement(self._network_id, statement))
 
 
 _TEE_OF_MODE: Final = {
