@@ -6,6 +6,7 @@ import base64
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -251,3 +252,63 @@ def test_the_bounds_hold_against_js_too() -> None:
         assert await js.echo(node.peer, [b"fine"]) == [b"fine", b"after your end"]
 
     play(scene)
+
+
+NO_CHECKS = p2p.ReachSettings(check=False, hole_punching=False, relay_use=p2p.RelayUse.NEVER)
+
+
+def test_js_reaches_us_and_we_reach_js_through_our_relay() -> None:
+    """A relay of ours; behind it one node of each kind, each dialled by the other."""
+
+    async def main() -> None:
+        relaying = p2p.NodeSettings(allow_private_addresses=True, relay=True, reach=NO_CHECKS)
+        with trio.fail_after(90):
+            async with p2p.open_node(relaying, key=key_of("relay")) as relay:
+                hiding = replace(NO_CHECKS, relay_use=p2p.RelayUse.ALWAYS, relays=tuple(relay.addresses()))
+                ours = p2p.NodeSettings(allow_private_addresses=True, reach=hiding)
+                through = f"{relay.addresses()[0]}/p2p-circuit"
+                async with p2p.open_node(ours, key=key_of("ours")) as node, js_peer(listen=[through]) as js:
+                    await talk_through_a_relay(node, js, relay.peer)
+
+    js_folder()
+    trio.run(main)
+
+
+def test_js_reaches_us_and_we_reach_js_through_a_relay_of_js() -> None:
+    async def main() -> None:
+        with trio.fail_after(90):
+            async with js_peer(relay=True) as relay:
+                hiding = replace(NO_CHECKS, relay_use=p2p.RelayUse.ALWAYS, relays=tuple(relay.addresses))
+                ours = p2p.NodeSettings(allow_private_addresses=True, reach=hiding)
+                through = f"{relay.addresses[0]}/p2p-circuit"
+                async with p2p.open_node(ours, key=key_of("ours")) as node, js_peer(listen=[through]) as js:
+                    await talk_through_a_relay(node, js, relay.peer)
+
+    js_folder()
+    trio.run(main)
+
+
+async def talk_through_a_relay(node: p2p.Node, js: JsPeer, relay: str) -> None:
+    node.handle(ECHO, echo_and_last_word, frame_bytes_max=FRAME_MAX, streams_per_peer_max=16)
+    await eventually(lambda: node.reachability().reach is p2p.Reach.RELAY, "the relay holds a place for us")
+    (ours,) = [address for address in node.addresses() if "/p2p-circuit" in address]
+    assert f"/p2p/{relay}/" in ours
+    theirs: list[str] = []
+    with trio.fail_after(20):
+        while not theirs:
+            theirs = [a for a in (await js.ask("addresses"))["addresses"] if "/p2p-circuit" in a]
+            await trio.sleep(0.1)
+
+    size = 20_000  # js relays 128 KiB of one connection, both ways together
+    assert await js.ask("dial", address=ours) == {"peer": node.peer, "limited": True}
+    # js may dial us directly now, because it has learned where we are; the frames must pass either way
+    assert await js.echo(node.peer, [b"through", bytes(size)]) == [b"through", bytes(size), b"after your end"]
+    assert True in [c.relayed for c in node.connections() if c.peer == js.peer]
+
+    dial_only = p2p.NodeSettings(allow_private_addresses=True, listen=(), reach=NO_CHECKS)
+    async with p2p.open_node(dial_only, key=key_of("another")) as another:  # whom js cannot know how to dial
+        stream = await another.open_stream(js.peer, ECHO, addresses=theirs, frame_bytes_max=FRAME_MAX)
+        await stream.send(bytes(size))
+        assert await stream.receive() == bytes(size)
+        await stream.aclose()
+        assert [c.relayed for c in another.connections() if c.peer == js.peer] == [True]
