@@ -164,7 +164,7 @@ def encode_deltas(deltas: Sequence[Delta]) -> tuple[bytes, int]:
 
 
 def delta_of(body: ChunkBody) -> Delta:
-    """The engine's delta again. Raises `DecodeError` when the tool calls are not a JSON array of objects."""
+    """The engine's delta again. Raises `DecodeError` when the tool calls are not what OpenAI calls so."""
     return Delta(
         text=body.text,
         token_ids=tuple(body.token_ids),
@@ -224,9 +224,37 @@ def _tool_calls(data: bytes) -> tuple[Mapping[str, Any], ...]:
         calls = json.loads(data, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise DecodeError("tool calls that are not JSON") from None
-    if not isinstance(calls, list) or len(calls) > TOOL_DELTAS_MAX or not all(isinstance(c, dict) for c in calls):
-        raise DecodeError("tool calls that are not a list of objects")
-    return tuple(calls)
+    if not isinstance(calls, list) or len(calls) > TOOL_DELTAS_MAX:
+        raise DecodeError("tool calls that are not a list, or too many")
+    return tuple(_tool_call(call) for call in calls)
+
+
+def _tool_call(call: object) -> Mapping[str, Any]:
+    """A provider's delta with OpenAI's fields only, each of its own type: apps use it as it is."""
+    known = _known(call, ("index", "id", "type", "function"))
+    index = known.get("index", 0)
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < TOOL_DELTAS_MAX:
+        raise DecodeError("a tool call with an index out of bounds")
+    function = known.get("function")
+    if function is not None:
+        known["function"] = function = _known(function, ("name", "arguments"))
+    for text in (known.get("id"), known.get("type"), *(function or {}).values()):
+        if text is not None and not _is_text(text):
+            raise DecodeError("a tool call with a field of another type")
+    if known.get("type") not in (None, "function"):
+        raise DecodeError("a tool call that is no function")
+    return known
+
+
+def _known(value: object, names: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise DecodeError("a tool call that is not an object")
+    return {name: value[name] for name in names if name in value}
+
+
+def _is_text(value: object) -> bool:
+    """A string that UTF-8 can say; JSON's escapes can spell half a surrogate pair."""
+    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value))
 
 
 def _no_constant(name: str) -> None:

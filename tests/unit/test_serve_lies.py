@@ -10,10 +10,10 @@ from collections.abc import Callable
 import nacl.signing
 import pytest
 
-from cocoon.errors import BadSignature, StreamBroken
+from cocoon.errors import BadSignature, DecodeError, StreamBroken
 from cocoon.ports.engine import Delta
 from cocoon.serve import bounds
-from cocoon.serve.chunks import ChunkSeal, encode_deltas, encode_frame
+from cocoon.serve.chunks import ChunkSeal, delta_of, encode_deltas, encode_frame
 from cocoon.serve.events import (
     AuthenticationReceived,
     OutputReceived,
@@ -27,7 +27,7 @@ from cocoon.serve.receipts import payable_nano, receipt_body, sign_receipt
 from cocoon.serve.testing import SessionPair, message_in, offer_facts
 from cocoon.types import MILLISECOND_NS, SECOND_NS, FinishReason, Network, Usage
 from cocoon.wire.codec import encode
-from cocoon.wire.messages import Chunk, EndBody, Message, Open, Receipt, ReceiptBody, Refused
+from cocoon.wire.messages import Chunk, ChunkBody, EndBody, Message, Open, Receipt, ReceiptBody, Refused
 
 USAGE = Usage(prompt_tokens=12, completion_tokens=0)
 
@@ -304,3 +304,33 @@ def test_an_end_among_others_waits_for_the_next_frame() -> None:
     assert pair.provider.deadline() == pair.now + 15 * MILLISECOND_NS
     pair.run(15 * MILLISECOND_NS)
     assert pair.client_saw(RequestEnded)[0].id == ending
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        '{"index":[]}',
+        '{"index":-1}',
+        '{"index":1000000}',
+        '{"index":true}',
+        '{"index":"0"}',
+        '{"id":5}',
+        '{"id":"\\ud800"}',
+        '{"type":"shell"}',
+        '{"function":[]}',
+        '{"function":{"name":5}}',
+        '{"function":{"arguments":{"a":1}}}',
+        '{"function":{"arguments":"\\ud800"}}',
+    ],
+)
+def test_tool_calls_of_another_shape_than_openais_break_the_stream_and_not_the_app(call: str) -> None:
+    with pytest.raises(DecodeError):
+        delta_of(ChunkBody(text="", token_ids=[], logprobs=[], tool_calls=f"[{call}]".encode()))
+
+
+def test_unknown_fields_of_a_tool_call_do_not_reach_the_app() -> None:
+    calls = b'[{"index":1,"id":"c","type":"function","function":{"name":"f","arguments":"{}","x":1e999},"y":[]}]'
+    delta = delta_of(ChunkBody(text="", token_ids=[], logprobs=[], tool_calls=calls))
+    assert delta.tool_calls == (
+        {"index": 1, "id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+    )
