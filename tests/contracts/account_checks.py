@@ -489,6 +489,16 @@ def a_message_too_poor_costs_the_client_nothing_but_what_is_paid(tvm: Tvm, code:
 
 
 @account_check
+def a_claim_whose_payout_cannot_be_sent_is_undone(tvm: Tvm, code: Code) -> None:
+    world = AccountWorld(tvm, code=code)
+    for value in range(460_000, 640_000, 20_000):
+        claimed = world.entry(provider(1)).claimed_nano
+        done = world.claim(provider(1), claimed + 1, value=value)
+        is_sent = any(applied.account == provider(1) for applied in world.trace[1:])
+        assert world.entry(provider(1)).claimed_nano - claimed == int(done.is_done and is_sent), value
+
+
+@account_check
 def a_payee_without_a_wallet_and_one_that_throws_are_paid(tvm: Tvm, code: Code) -> None:
     world = AccountWorld(tvm, code=code)
     assert world.claim(provider(1), TON).is_done  # never deployed

@@ -288,13 +288,23 @@ class StakeWorld(World):
         network: Network = NETWORK,
         stake: bytes | None = None,
         init: object = None,
+        value: int = TON // 10,
     ) -> Applied:
         """Register an operator key."""
         public = bytes(key.verify_key)
         proof = (signed_by or key).sign(
             contracts.possession_bytes(network.wire, stake if stake is not None else self.contract, public)
         )
-        return self.send(source, contracts.set_key_body(key=public, proof=proof.signature), TON // 10, init=init)
+        return self.send(source, contracts.set_key_body(key=public, proof=proof.signature), value, init=init)
+
+    @property
+    def stake_on_paper(self) -> int:
+        """What the contract believes, whatever it really holds."""
+        data = self.ledger.data(self.contract)
+        assert data is not None
+        return contracts.read_stake(
+            self.contract, code_hash=self.code.hash, data=data, balance_nano=2**60, at_s=0, code=self.code
+        ).staked_nano
 
     def signed(
         self,
