@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cocoon.adapters.devnet.tvm import Tvm
+from cocoon.adapters.devnet.tvm import PRICES, Tvm
 from cocoon.adapters.ton import contracts
 from cocoon.adapters.ton.cells import account_of, address
 from cocoon.errors import ProofInvalid
@@ -14,8 +14,10 @@ from tests.contracts.checks import Check
 from tests.contracts.world import OWNER, TON, AccountWorld, account_data, config, invented_account, provider
 
 
+@pytest.mark.parametrize("prices", PRICES)
 @pytest.mark.parametrize("check", account_check.all, ids=account_check.names)
-def test_the_spending_account(tvm: Tvm, check: Check) -> None:
+def test_the_spending_account(tvm: Tvm, check: Check, prices: str) -> None:
+    tvm.set_config(config(prices))
     check(tvm, contracts.contract_code("account"))
 
 
@@ -52,7 +54,7 @@ def test_the_map_can_grow_to_thirty_two_thousand_entries(tvm: Tvm, count: int) -
 
 def test_both_price_tables_allow_every_default_value(tvm: Tvm) -> None:
     """A claimer attaches 0.02 TON; that is enough at the higher prices, also for a large map."""
-    for prices in ("2025-12", "2026-06"):
+    for prices in PRICES:
         tvm.set_config(config(prices))
         world = AccountWorld(tvm, deposit=8 * TON)
         world.fill(1_024)

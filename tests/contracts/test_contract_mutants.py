@@ -46,13 +46,19 @@ def stake(name: str, old: str, new: str, file: str = "contract") -> Mutant:
 
 MUTANTS = [
     account("an unopened account pays", "assert (st.epoch != 0) throw ERR_NOT_OPEN;", ""),
-    account("any signature will do", "assert (isSliceSignatureValid(signed, msg.signature as slice, st.key))", "assert (true)"),
+    account(
+        "any signature will do",
+        "assert (isSliceSignatureValid(signed, msg.signature as slice, st.key))",
+        "assert (true)",
+    ),
     account("the network is not signed", ".storeInt(globalId(), 32)", ".storeInt(-239, 32)", "messages"),
     account("the account is not signed", ".storeUint(me, 256)", ".storeUint(me * 0, 256)", "messages"),
     account("the epoch is not signed", ".storeUint(epoch, 32)", ".storeUint(1 + epoch * 0, 32)", "messages"),
     account("the ceiling is not signed", ".storeUint(ceiling, 64)", ".storeUint(ceiling * 0, 64)", "messages"),
     account("claims use the reserves of others", "val free = atLeast0(funds - st.reserved);", "val free = funds;"),
-    account("a grant forgets what was just paid", "free - fromFree);\n            assert", "free);\n            assert"),
+    account(
+        "a grant forgets what was just paid", "free - fromFree);\n            assert", "free);\n            assert"
+    ),
     account("a bond burns nothing", "st.bond = bond - 2 * half;", "st.bond = bond - half;"),
     account("the bond pays in full", "bond / 2", "bond"),
     account("what was paid stays reserved", "kept + grant - claimed - own", "kept + grant - claimed"),
@@ -71,9 +77,17 @@ MUTANTS = [
         "SEND_MODE_CARRY_ALL_BALANCE | SEND_MODE_BOUNCE_ON_ACTION_FAIL",
         "SEND_MODE_CARRY_ALL_BALANCE | SEND_MODE_IGNORE_ERRORS",
     ),
-    account("payouts bounce", "bounce: BounceMode.NoBounce,                // a provider's", "bounce: BounceMode.Only256BitsOfBody,  // a provider's"),
+    account(
+        "payouts bounce",
+        "bounce: BounceMode.NoBounce,                // a provider's",
+        "bounce: BounceMode.Only256BitsOfBody,  // a provider's",
+    ),
     account("the sender is paid", "dest: (0, msg.provider),", "dest: in.senderAddress,"),
-    account("the message's value counts as funds", "val before = contract.getOriginalBalance() - in.valueCoins;", "val before = contract.getOriginalBalance();"),
+    account(
+        "the message's value counts as funds",
+        "val before = contract.getOriginalBalance() - in.valueCoins;",
+        "val before = contract.getOriginalBalance();",
+    ),
     account("a roll one second early", "now >= st.unlockAt", "now >= st.unlockAt - 1"),
     account("a roll one second late", "now >= st.unlockAt", "now > st.unlockAt"),
     account("a roll without notice", "(st.unlockAt != 0) & (now >= st.unlockAt)", "now >= st.unlockAt"),
@@ -83,38 +97,95 @@ MUTANTS = [
     account("the notice survives a roll", "st.unlockAt = 0;\n            st.bond", "st.bond"),
     account("the key never changes", "st.key = msg.key;", "st.key = st.epoch == 0 ? msg.key : st.key;"),
     account("the zero key is a key", "assert (msg.key != 0) throw ERR_BAD_KEY;", ""),
-    account("a bond of air", "- ownerFee() - msg.bond;\n            assert (room >= 0) throw ERR_LOW_VALUE;", "- ownerFee() - msg.bond;"),
+    account(
+        "a bond of air",
+        "- ownerFee() - msg.bond;\n            assert (room >= 0) throw ERR_LOW_VALUE;",
+        "- ownerFee() - msg.bond;",
+    ),
     account("a withdrawal takes the bond along", "- ownerFee() - msg.bond;", "- ownerFee();"),
-    account("anybody gives notice", "assert (in.senderAddress == st.owner) throw ERR_NOT_OWNER;\n            st.unlockAt", "st.unlockAt"),
-    account("anybody rolls", "assert (in.senderAddress == st.owner) throw ERR_NOT_OWNER;\n            val now", "val now"),
+    account(
+        "anybody gives notice",
+        "assert (in.senderAddress == st.owner) throw ERR_NOT_OWNER;\n            st.unlockAt",
+        "st.unlockAt",
+    ),
+    account(
+        "anybody rolls", "assert (in.senderAddress == st.owner) throw ERR_NOT_OWNER;\n            val now", "val now"
+    ),
     account("notice is short", "const NOTICE = 86400", "const NOTICE = 8640", "fees"),
     account("a bond pays no gas", "val added = in.valueCoins - ownerFee();", "val added = in.valueCoins;"),
     account("unknown ops are swallowed", "assert (in.body.preloadUint(32) == 0) throw ERR_UNKNOWN_OP;", ""),
     stake("one statement is enough", "assert (a.digest != b.digest) throw ERR_SAME_DIGEST;", ""),
-    stake("one signature is enough", "isSigned(key, msg.epoch, msg.slot, a) & isSigned(key, msg.epoch, msg.slot, b)", "isSigned(key, msg.epoch, msg.slot, a)"),
-    stake("the other signature is enough", "isSigned(key, msg.epoch, msg.slot, a) & isSigned(key, msg.epoch, msg.slot, b)", "isSigned(key, msg.epoch, msg.slot, b)"),
+    stake(
+        "one signature is enough",
+        "isSigned(key, msg.epoch, msg.slot, a) & isSigned(key, msg.epoch, msg.slot, b)",
+        "isSigned(key, msg.epoch, msg.slot, a)",
+    ),
+    stake(
+        "the other signature is enough",
+        "isSigned(key, msg.epoch, msg.slot, a) & isSigned(key, msg.epoch, msg.slot, b)",
+        "isSigned(key, msg.epoch, msg.slot, b)",
+    ),
     stake("the slot is not signed", ".storeUint(slot, 256)", ".storeUint(5, 256)", "messages"),
-    stake("the stake is not signed", ".storeUint(myId(), 256)\n        .storeUint(epoch", ".storeUint(0, 256)\n        .storeUint(epoch", "messages"),
+    stake(
+        "the stake is not signed",
+        ".storeUint(myId(), 256)\n        .storeUint(epoch",
+        ".storeUint(0, 256)\n        .storeUint(epoch",
+        "messages",
+    ),
     stake("all goes to the reporter", "value: stake - stake / 2,", "value: 1,"),
-    stake("the burnt half stays", "reserveToncoinsOnBalance(before - stake, RESERVE_MODE_EXACT", "reserveToncoinsOnBalance(before - stake / 2, RESERVE_MODE_EXACT"),
-    stake("the stake stays on paper", "st.stake = 0;\n            st.unlockAt = 0;\n            st.epoch = 0;", "st.unlockAt = 0;\n            st.epoch = 0;"),
+    stake(
+        "the burnt half stays",
+        "reserveToncoinsOnBalance(before - stake, RESERVE_MODE_EXACT",
+        "reserveToncoinsOnBalance(before - stake / 2, RESERVE_MODE_EXACT",
+    ),
+    stake(
+        "the stake stays on paper",
+        "st.stake = 0;\n            st.unlockAt = 0;\n            st.epoch = 0;",
+        "st.unlockAt = 0;\n            st.epoch = 0;",
+    ),
     stake("keys survive a slash", "st.epoch = 0;\n            st.keys = createEmptyMap();", ""),
-    stake("unbonding survives a slash", "st.stake = 0;\n            st.unlockAt = 0;\n            st.epoch", "st.stake = 0;\n            st.epoch"),
+    stake(
+        "unbonding survives a slash",
+        "st.stake = 0;\n            st.unlockAt = 0;\n            st.epoch",
+        "st.stake = 0;\n            st.epoch",
+    ),
     stake("rent is slashed", "min(st.stake, before - RENT)", "st.stake"),
-    stake("anybody withdraws", "assert (in.senderAddress == st.owner) throw ERR_NOT_OWNER;\n            assert (st.unlockAt != 0)", "assert (st.unlockAt != 0)"),
+    stake(
+        "anybody withdraws",
+        "assert (in.senderAddress == st.owner) throw ERR_NOT_OWNER;\n            assert (st.unlockAt != 0)",
+        "assert (st.unlockAt != 0)",
+    ),
     stake("withdrawing one second early", "blockchain.now() >= st.unlockAt", "blockchain.now() >= st.unlockAt - 1"),
     stake("withdrawing without a request", "assert (st.unlockAt != 0) throw ERR_NOT_UNBONDING;", ""),
-    stake("withdrawing keeps the stake on paper", "st.stake = 0;\n            st.unlockAt = 0;\n            st.save();\n            reserve", "st.unlockAt = 0;\n            st.save();\n            reserve"),
-    stake("deposits while unbonding", "assert (st.unlockAt == 0) throw ERR_UNBONDING;\n            val added", "val added"),
+    stake(
+        "withdrawing keeps the stake on paper",
+        "st.stake = 0;\n            st.unlockAt = 0;\n            st.save();\n            reserve",
+        "st.unlockAt = 0;\n            st.save();\n            reserve",
+    ),
+    stake(
+        "deposits while unbonding", "assert (st.unlockAt == 0) throw ERR_UNBONDING;\n            val added", "val added"
+    ),
     stake("rent is staked", "(st.stake == 0 ? RENT : 0 as coins)", "(0 as coins)"),
-    stake("keys while unbonding", "assert (st.unlockAt == 0) throw ERR_UNBONDING;\n            assert (msg.key", "assert (msg.key"),
-    stake("no proof of possession", "assert (isSliceSignatureValid(possessionBytes(msg.key), proof as slice, msg.key)) throw ERR_BAD_SIGNATURE;", ""),
+    stake(
+        "keys while unbonding",
+        "assert (st.unlockAt == 0) throw ERR_UNBONDING;\n            assert (msg.key",
+        "assert (msg.key",
+    ),
+    stake(
+        "no proof of possession",
+        "isSliceSignatureValid(possessionBytes(msg.key), proof as slice, msg.key)",
+        "true",
+    ),
     stake("retired keys look current", "current.retiredAt = now;", "current.retiredAt = 0 * now;"),
     stake("retired keys are forgotten at once", "retiredAt + st.unbondDelay < now", "retiredAt < now"),
-    stake("retired keys are forgotten a second early", "retiredAt + st.unbondDelay < now", "retiredAt + st.unbondDelay <= now"),
+    stake(
+        "retired keys are forgotten a second early",
+        "retiredAt + st.unbondDelay < now",
+        "retiredAt + st.unbondDelay <= now",
+    ),
     stake("any number of keys", "assert (held < KEYS_MAX) throw ERR_TOO_MANY_KEYS;", ""),
     stake("two keys in one second", "assert (now > st.epoch) throw ERR_TOO_EARLY;", ""),
-]  # fmt: skip
+]
 SHORT = [MUTANTS[index] for index in (0, 6, 9, 38, 44)]
 
 
