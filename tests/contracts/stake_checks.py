@@ -281,9 +281,9 @@ def a_poor_report_changes_nothing(tvm: Tvm, code: Code) -> None:
 
 
 @stake_check
-def decades_of_rent_leave_a_stake_that_can_be_slashed_and_withdrawn(tvm: Tvm, code: Code) -> None:
+def ten_years_of_rent_leave_a_stake_that_can_be_slashed_and_withdrawn(tvm: Tvm, code: Code) -> None:
     world = StakeWorld(tvm, code=code, deposit=RENT + 20 * MILLI)
-    world.wait(70 * YEAR_S)
+    world.wait(10 * YEAR_S)
     before = world.balance
     done = world.slash(world.signed(A), world.signed(B))
     assert done.is_done or done.exit_code == 508  # rent has taken it all

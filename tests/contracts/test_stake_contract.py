@@ -42,7 +42,7 @@ def test_a_proof_that_peers_accept_is_one_that_the_contract_accepts(tvm: Tvm) ->
 def test_a_stake_is_read_only_where_it_belongs(tvm: Tvm) -> None:
     world = StakeWorld(tvm)
     data = world.ledger.data(world.contract)
-    assert contracts.stake_address(OWNER, StakeWorld, config.DELAY_S) == world.contract
+    assert contracts.stake_address(OWNER, StakeWorld.DELAY_S) == world.contract
     for stake, code_hash in ((b"\x01" * 32, world.code.hash), (world.contract, bytes(32))):
         with pytest.raises(ProofInvalid):
             contracts.read_stake(stake, code_hash=code_hash, data=data, balance_nano=10**10, at_s=0)
