@@ -5,7 +5,9 @@ frames are handed to the machine, what it sends goes out in order through one wr
 to, its events go to a callback that must not block.
 
 Bounds: at most `OUTBOX_FRAMES_MAX` frames wait for a peer that does not read; chunks are bounded by the
-peer's own credit, so only a peer that asks without reading can reach the bound, and then the stream ends.
+peer's own credit, so only a peer that asks without reading can reach the bound, and then the stream ends. On a wire
+that is slower than the engine the machine is not asked for another frame before the last ones have left: output
+waits there, goes together, and pauses the engine when it is much.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ SESSION_PROTOCOL: Final = "/cocoon/session/1"
 OUTBOX_FRAMES_MAX: Final = 1_024
 """256 requests in flight can each have an answer, a receipt and a refusal waiting, and a few pings."""
 
+OUTBOX_FRAMES_BEHIND: Final = 8  # as many wait only when the wire is slower than we are
+BEHIND_PAUSE_S: Final = 1.0  # after which time goes on all the same: heartbeats and time-outs are the machine's
 
 FAREWELL_S: Final = 5.0  # for what was said before hanging up
 
@@ -60,6 +64,7 @@ class SessionPump:
         self._on_event = on_event
         self._outbox: deque[bytes] = deque()
         self._outbox_filled = trio.Event()
+        self._caught_up = trio.Event()
         self._deadline_moved = trio.Event()
         self._deadline_slept_to: int | None = None
         self._scope = trio.CancelScope()
@@ -140,6 +145,8 @@ class SessionPump:
         while True:
             while self._outbox:
                 await self._stream.send(self._outbox.popleft())
+                if len(self._outbox) < OUTBOX_FRAMES_BEHIND:
+                    self._caught_up.set()
             if self._is_ending:
                 self._scope.cancel()
             self._outbox_filled = trio.Event()
@@ -151,6 +158,10 @@ class SessionPump:
             self._deadline_moved = trio.Event()
             with trio.move_on_after(_seconds_until(due, self._clock.now())):
                 await self._deadline_moved.wait()
+            if len(self._outbox) >= OUTBOX_FRAMES_BEHIND:
+                self._caught_up = trio.Event()
+                with trio.move_on_after(BEHIND_PAUSE_S):
+                    await self._caught_up.wait()
             now = self._clock.now()
             due = self._machine.deadline()
             if due is not None and due <= now:

@@ -9,6 +9,7 @@ from trio.testing import MockClock
 
 from cocoon.exchange import offer_facts
 from cocoon.node.serving import ServedSession
+from cocoon.serve.events import OutputReceived, RequestEnded
 from tests.fakes.engine import ScriptedEngine
 from tests.fakes.little_market import ask, open_market
 
@@ -20,15 +21,17 @@ def run(scenario):
 class Pipe:
     """A stream of a session without a network, so that two frames sent together arrive together."""
 
-    def __init__(self, peer, send, receive):
+    def __init__(self, peer, send, receive, *, frame_s: float = 0.0):
         self.peer = peer
         self._send = send
         self._receive = receive
+        self._frame_s = frame_s  # what a frame takes on a slow wire
 
     async def send(self, frame):
         await self._send.send(frame)
 
     async def receive(self):
+        await trio.sleep(self._frame_s)
         try:
             return await self._receive.receive()
         except (trio.EndOfChannel, trio.ClosedResourceError):
@@ -39,35 +42,35 @@ class Pipe:
         self._receive.close()
 
 
-async def linked(market, provider, nursery, name: str = "client", *, frames_max: float = math.inf):
-    """A client's trusted session with this provider, and the offer behind it. `frames_max` fit into the wire."""
-    client = await market.add_client(name)
+async def linked(market, provider, nursery, *, frame_s: float = 0.0):
+    """A client's trusted session with this provider, and the offer behind it."""
+    client = await market.add_client()
     await client._wait_for_offers(provider.role.model.digest)
     offer = provider.role.offer
     to_provider, at_provider = trio.open_memory_channel(math.inf)
-    to_client, at_client = trio.open_memory_channel(frames_max)
+    to_client, at_client = trio.open_memory_channel(4 if frame_s else math.inf)
     served = ServedSession(Pipe(client.peer, to_client, at_provider), provider.role._serving)
     nursery.start_soon(served.run)
 
     async def open_stream(target, protocol, *, frame_bytes_max):
-        return Pipe(target.peer, to_provider, at_client)
+        return Pipe(target.peer, to_provider, at_client, frame_s=frame_s)
 
     client._network.open_stream = open_stream
     link, _ = await client.pool.trusted_link(offer, policy=client.settings.policy)
     return link, offer
 
 
-def open_request(link, offer, **fields):
+def open_request(link, offer, *, output_tokens_max: int = 16, **fields):
     from cocoon.serve.openai import encode_body, normalise
 
     body = dict(normalise("chat.completions", ask(**fields)).body)
     return link.open(
         endpoint="chat.completions",
-        body=encode_body({**body, "max_tokens": 16}),
+        body=encode_body({**body, "max_tokens": output_tokens_max}),
         cache_tag=bytes(16),
         offer=offer_facts(offer),
         input_tokens_max=512,
-        output_tokens_max=16,
+        output_tokens_max=output_tokens_max,
         cost_max_nano=0,
         wait_ms_max=1_000,
     )
@@ -83,6 +86,25 @@ def test_a_cancel_that_comes_with_its_open_frees_the_slot_at_once():
                 await trio.sleep(0.1)
             assert provider.role.record.running == 0
             assert provider.engine.running == 0
+            nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
+def test_on_a_wire_slower_than_the_engine_nothing_is_lost_and_what_waits_goes_together():
+    words = " ".join(str(n) for n in range(1_500))
+
+    async def scenario():
+        async with open_market() as market, trio.open_nursery() as nursery:
+            provider = await market.add_provider("alice", ScriptedEngine(words, token_s=0.02))
+            link, offer = await linked(market, provider, nursery, frame_s=1.0)
+            request = open_request(link, offer, output_tokens_max=1_500)
+            pieces = []
+            while not isinstance(event := await request.next_event(), RequestEnded):
+                if isinstance(event, OutputReceived):
+                    pieces.append(event.delta.text)
+            assert "".join(pieces) == words
+            assert len(pieces) < 200
             nursery.cancel_scope.cancel()
 
     run(scenario)
