@@ -199,8 +199,8 @@ class Ledger:
         before = self.standing
         self.standing = standing
         self.is_unreachable = False
-        self.prove_at_ns = None
         if before is None:
+            self.prove_at_ns = None
             return 0
         if standing.bond_nano < before.bond_nano:
             self.is_bond_falling = True
