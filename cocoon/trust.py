@@ -50,6 +50,11 @@ class TrustPolicy(ABC):
         """What a user has to know of this choice; empty when there is nothing to warn of."""
         return ""
 
+    @property
+    def may_change(self) -> bool:
+        """Whether `rules` may say something else later: a running client then asks again from time to time."""
+        return False
+
     @abstractmethod
     def rules(self, network: Network) -> attest_policy.TrustPolicy:
         """The rules in full, for one network. Raises `ConfigError` or `AttestationError`."""
@@ -135,10 +140,16 @@ class Simulated(TrustPolicy):
 class PolicyFile(TrustPolicy):
     """A policy in a TOML file: level, accepted images, TCB rules, ages, platforms (`docs/trust-policy.md`).
 
-    Read when the client is opened; files that it names are found beside it.
+    Files that it names are found beside it. All are read when the client is opened, and again every half minute: a
+    change closes all sessions, and while they cannot be read nothing is accepted.
     """
 
     path: str | os.PathLike[str]
+
+    @property
+    def may_change(self) -> bool:
+        """Lists get longer while a client runs."""
+        return True
 
     @property
     def level(self) -> TrustLevel:

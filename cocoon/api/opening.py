@@ -6,22 +6,31 @@ it serves no DHT queries (rule H2).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
 
 from ..adapters.clock import SystemClock, entropy
 from ..adapters.models import ModelStore
 from ..adapters.network import PeerNetwork, open_network
+from ..attest.judging import AcceptNothing
 from ..client.interface import ClientRole
-from ..client.role import open_client
+from ..client.role import Client, open_client
 from ..client.settings import ClientSettings
-from ..errors import Unavailable
+from ..errors import CocoonError, Unavailable
 from ..market.catalogue import Catalogue
 from ..ports import Store
+from ..trust import TrustPolicy
 from ..types import Network, Secret
 from .terms import OpenTerms
 
+log = logging.getLogger("cocoon.client")
+
 SEED_BYTES = 32
+POLICY_READ_AGAIN_S: Final = 30.0  # a denied machine gets no prompt half a minute later
 
 
 @asynccontextmanager
@@ -54,7 +63,25 @@ async def open_role(terms: OpenTerms, *, store: Store | None = None) -> AsyncIte
             entropy=entropy,
             store=store,
         ) as role:
-            yield role
+            async with trio.open_nursery() as nursery:
+                if terms.trust.may_change:
+                    nursery.start_soon(follow_policy, role, terms.trust)
+                yield role
+                nursery.cancel_scope.cancel()
+
+
+async def follow_policy(role: Client, trust: TrustPolicy, *, every_s: float = POLICY_READ_AGAIN_S) -> None:
+    """Let the client obey what its policy's files say now (rule S8). While they cannot be read it accepts nothing."""
+    readable = role.policy
+    while True:
+        await trio.sleep(every_s)
+        try:
+            rules = readable = await trio.to_thread.run_sync(trust.rules, readable.network)
+        except CocoonError as error:
+            rules = readable.tightened(AcceptNothing(why=str(error)))
+        if rules != role.policy:
+            log.warning("policy.changed")
+            role.change_policy(rules)
 
 
 async def wait_connected(network: PeerNetwork, *, timeout_s: float) -> None:

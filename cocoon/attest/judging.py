@@ -73,6 +73,21 @@ class AnyOf:
         return tuple(f"either: {' '.join(policy.explain())}" for policy in self.policies)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AcceptNothing:
+    """What stands in for rules that cannot be read any more. `why` is for people."""
+
+    why: str
+
+    def judge(self, facts: Facts, *, now: int, trail: Trail) -> None:
+        """Always refuse."""
+        trail.fail("policy.unreadable", TrustRefused, f"the trust policy cannot be read: {self.why}")
+
+    def explain(self) -> tuple[str, ...]:
+        """Why nothing is accepted."""
+        return (f"Nothing is accepted: the trust policy cannot be read ({self.why}).",)
+
+
 def require_some(policies: Sequence[Policy], trail: Trail) -> None:
     trail.require(bool(policies), "policy.empty", TrustRefused, "an empty policy accepts nothing")
 

@@ -19,7 +19,7 @@ from ..adapters.models import LocatedModel, ModelStore
 from ..adapters.network import PeerNetwork, open_network
 from ..adapters.signer import KeyFileSigner
 from ..adapters.store import SqliteStore
-from ..adapters.tee.opening import open_enclave
+from ..adapters.tee.opening import make_ready, open_enclave
 from ..api.opening import open_role, wait_connected
 from ..api.terms import OPEN_TIMEOUT_S, open_terms
 from ..client.interface import ClientRole
@@ -101,6 +101,7 @@ async def run_provider(prepared: Setup, console: Console) -> None:
         image_hex=config.provider.image,
         config_hex=config.provider.config_digest,
     )
+    await make_ready(enclave, nonce=entropy(SEED_BYTES), clock=clock)  # before an engine puts a model on it
     async with (
         await SqliteStore.open(home.database_path, clock=clock, entropy=entropy) as store,
         open_llamacpp_engine(

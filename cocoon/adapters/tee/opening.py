@@ -65,6 +65,17 @@ def open_enclave(
     )
 
 
+async def make_ready(enclave: Enclave | None, *, nonce: bytes, clock: Clock) -> None:
+    """A guest with a GPU verifies it as a client would, and lets it take work only then.
+
+    `nonce` is 32 random bytes. Raises an `AttestationError` or `Unavailable`; the GPU is then not ready.
+    """
+    from .hardware import HardwareEnclave
+
+    if isinstance(enclave, HardwareEnclave):
+        await enclave.check_and_set_ready(nonce=nonce, now_s=clock.now() // SECOND_NS)
+
+
 def _digest(text: str | None, name: str) -> Digest:
     try:
         digest = bytes.fromhex(text or "")
