@@ -1,23 +1,51 @@
 """Whether a request is admissible: first by what it declares in the clear, then by its seal (rule S6).
 
-Nothing here changes anything. A slot in the engine is the role's business, and comes after.
+`admit` changes nothing. A slot in the engine is the role's business, and comes after.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from ..errors import DecodeError, LimitExceeded, SealError
 from ..types import Digest, Secret, due_nano
 from ..wire.codec import decode_as
 from ..wire.messages import Open, OpenHeader, SealedRequest
 from ..wire.signing import domain_hash
-from . import sealing
+from . import bounds, sealing
 from .chunks import chain_start
 from .events import OfferFacts, RequestOpened
 from .handshake import ProviderHandshake
 from .outbox import ServedRequest
 from .reasons import Reason
+
+
+class UnservedRequests:
+    """Counts what costs work and earns nothing: requests refused for what they are, or cancelled before any output.
+
+    Refusals for our own state (busy, draining, a key of ours that is gone) are not counted: an honest client of an
+    overloaded provider gets many.
+    """
+
+    __slots__ = ("_count", "_since_ns")
+
+    def __init__(self, *, now: int) -> None:
+        self._since_ns = now
+        self._count = 0
+
+    def add(self, reason: Reason, now: int) -> None:
+        """One more. Raises `LimitExceeded` on a flood."""
+        if reason in _OUR_STATE:
+            return
+        if now - self._since_ns >= bounds.UNSERVED_PERIOD_NS:
+            self._since_ns, self._count = now, 0
+        if self._count >= bounds.UNSERVED_PER_PERIOD_MAX:
+            raise LimitExceeded("too many requests that cannot be served")
+        self._count += 1
+
+
+_OUR_STATE: Final = frozenset((Reason.BUSY, Reason.DRAINING, Reason.STALE_KEY))
 
 
 def admit(

@@ -45,7 +45,7 @@ from ..wire.messages import (
     Voucher,
 )
 from . import bounds, sealing
-from .admission import admit
+from .admission import UnservedRequests, admit
 from .chunks import ChunkSeal, encode_frame
 from .effects import Disconnect, Effect, Effects, Emit, Send, decode_session
 from .events import (
@@ -92,6 +92,7 @@ class ProviderSession:
         )
         self._heartbeat = Heartbeat(now=now)
         self._frames = FrameQueue(now=now)
+        self._unserved = UnservedRequests(now=now)
         self._requests: dict[int, ServedRequest] = {}
         self._last_id = -1
         self._draining_since_ns: int | None = None
@@ -163,7 +164,7 @@ class ProviderSession:
             case Credit():
                 self._credit(message, now)
             case Cancel():
-                self._cancel(message, out)
+                self._cancel(message, out, now)
             case Ping():
                 out.append(Send(message=self._heartbeat.answer(message, now)))
             case Pong():
@@ -206,6 +207,7 @@ class ProviderSession:
                 self._requests[message.id] = request
                 out.append(Emit(event=opened))
         if reason is not None:
+            self._unserved.add(reason, now)
             out.append(_refused(message.id, reason))
 
     def _credit(self, message: Credit, now: int) -> None:
@@ -220,11 +222,13 @@ class ProviderSession:
         request.credit_bytes = message.total_bytes
         self._frames.unblock(request, now)
 
-    def _cancel(self, message: Cancel, out: list[Effect]) -> None:
+    def _cancel(self, message: Cancel, out: list[Effect], now: int) -> None:
         request = self._requests.get(message.id)
         if request is None:
             self._must_be_past(message.id)
             return
+        if request.seal is None or request.seal.number == 0:
+            self._unserved.add(Reason.CANCELLED, now)
         out.append(Emit(event=RequestCancelled(id=message.id, reason=Reason.CANCELLED.value)))
         self._close_unfinished(request, Reason.CANCELLED, "", out)
 

@@ -19,7 +19,7 @@ from cocoon.attest.statement import (
     signed_statement,
     statement_digest,
 )
-from cocoon.errors import BadSignature, BindingMismatch, Blame, CocoonError, SealError, StreamBroken
+from cocoon.errors import BadSignature, BindingMismatch, Blame, CocoonError, LimitExceeded, SealError, StreamBroken
 from cocoon.serve import bounds, sealing
 from cocoon.serve.chunks import associated_data, chain_next
 from cocoon.serve.effects import Disconnect
@@ -32,6 +32,7 @@ from cocoon.serve.events import (
     RequestOpened,
     RequestRefused,
 )
+from cocoon.serve.reasons import Reason
 from cocoon.serve.testing import CLIENT, START_NS, CountingEntropy, SessionPair, message_in
 from cocoon.types import SECOND_NS, FinishReason, Network, Usage
 from cocoon.wire.codec import decode_as, encode
@@ -372,6 +373,43 @@ def test_floods_of_hellos_and_pings_are_cut_off() -> None:
     for number in range(bounds.PINGS_PER_IDLE_MAX + 1):
         pair.provider_did(pair.provider.receive(Ping(token=number), now=pair.now))
     assert pair.provider_hung_up is not None
+
+
+@pytest.mark.parametrize("kind", ["sealed to nothing", "cancelled at once"])
+def test_a_flood_of_requests_that_are_never_served_is_cut_off(kind: str) -> None:
+    def ask(pair: SessionPair) -> None:
+        request_id = pair.open()
+        if kind == "cancelled at once":
+            pair.client_did(pair.client.cancel(request_id, now=pair.now))
+        else:
+            opening = message_in(pair.to_provider.pop())
+            assert isinstance(opening, Open)
+            pair.to_provider.append(encode(changed(opening, sealed=bytes(1_072))))
+        pair.run()
+
+    pair = SessionPair().start()
+    for _ in range(bounds.UNSERVED_PER_PERIOD_MAX):
+        ask(pair)
+    assert pair.provider_hung_up is None
+    ask(pair)
+    assert pair.provider_hung_up is not None
+    assert isinstance(pair.provider_hung_up.why, LimitExceeded)
+    patient = SessionPair().start()
+    for _ in range(2 * bounds.UNSERVED_PER_PERIOD_MAX):
+        ask(patient)
+        patient.run(for_ns=bounds.UNSERVED_PERIOD_NS // 256)
+    assert patient.provider_hung_up is None
+
+
+def test_a_busy_provider_may_refuse_any_number_of_requests() -> None:
+    pair = SessionPair().start()
+    pair.accepts = False
+    for _ in range(2 * bounds.UNSERVED_PER_PERIOD_MAX):
+        request_id = pair.open()
+        pair.run()
+        pair.provider_did(pair.provider.refuse(request_id, Reason.BUSY, now=pair.now))
+        pair.run()
+    assert pair.provider_hung_up is None
 
 
 # --- K5: keys -----------------------------------------------------------------------------------------------
