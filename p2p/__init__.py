@@ -36,6 +36,7 @@ from p2p.errors import (
     StreamReset,
 )
 from p2p.interface import (
+    AddressBook,
     ConnectionInfo,
     DhtMode,
     DialFailure,
@@ -78,6 +79,7 @@ async def open_node(settings: NodeSettings, *, key: bytes) -> AsyncIterator[Node
 
 
 __all__ = [
+    "AddressBook",
     "AddressInvalid",
     "AddressRefused",
     "ConnectionInfo",

@@ -29,6 +29,7 @@ DHT_KEY_BYTES = 32  # every key of ours is a SHA-256
 FRAME_BYTES_CEILING = 32 * MIB  # no protocol may ask for larger frames: one must fit memory many times over
 GOSSIP_MESSAGE_BYTES_MAX = 64 * KIB  # an offer is 1 KiB; the rest is room for proofs
 KAD_PREFIX = "/cocoon/kad/1.0.0"
+ADDRESS_BOOK_PEERS_MAX = 256  # more than a start ever needs
 
 
 class Verdict(Enum):
@@ -157,7 +158,10 @@ class Statistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    connections_max: int = 512  # ~0.2 MB each
+    connections_max: int = 512  # ~0.2 MB each; beyond it inbound ones are refused and dials fail
+    connections_high: int = 448  # over it, idle connections are closed …
+    connections_low: int = 320  # … until so many are left; protected peers and new ones stay
+    protected_peers_max: int = 256
     streams_per_peer_max: int = 128  # inbound, all protocols together; a session is one stream
     dial_timeout_s: float = 5.0  # for one address, handshake included
     dial_parallel_max: int = 8  # addresses of one peer tried at the same time
@@ -169,7 +173,20 @@ class Limits:
     peer_event_queue_max: int = 1024
     gossip_message_bytes_max: int = GOSSIP_MESSAGE_BYTES_MAX
     stream_window_bytes: int = 256 * KIB  # what a peer may have in flight unread on one stream (yamux's default)
-    unread_bytes_max: int = 16 * MIB  # of all streams of one connection; over it the connection is closed
+    unread_bytes_max: int = 16 * MIB  # of all streams of one connection; over it the fullest stream is reset
+    unread_bytes_total_max: int = 256 * MIB  # of all connections; over it the fullest connection is closed
+
+
+class AddressBook(Protocol):
+    """Keeps peers from one run to the next, for a start when no bootstrap peer answers. The program brings it, for
+    example as a table of its store. Both are called on the node's own thread and should be quick."""
+
+    def load(self) -> Sequence[PeerInfo]:
+        """Called once, when the node opens. At most `ADDRESS_BOOK_PEERS_MAX` are used, the first ones."""
+
+    def save(self, peers: Sequence[PeerInfo]) -> None:
+        """Peers whose addresses have worked, the latest first, at most `ADDRESS_BOOK_PEERS_MAX`: replaces what was
+        saved before. Called now and then when something has changed, and when the node closes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,6 +233,7 @@ class NodeSettings:
     dht_mode: DhtMode = DhtMode.SERVER
     kad_prefix: str = KAD_PREFIX
     gossip: bool = True
+    address_book: AddressBook | None = None  # where peers of earlier runs are kept; None: nowhere
     relay: bool = False  # relay for others, within `relay_limits` (circuit relay v2): for public nodes
     relay_limits: RelayLimits = field(default_factory=RelayLimits)
     reach: ReachSettings = field(default_factory=ReachSettings)
@@ -332,6 +350,14 @@ class Node(Protocol):
     async def disconnect(self, peer: PeerId) -> None:
         """Close all connections to `peer`. Its streams end with StreamReset. Never raises."""
 
+    def protect(self, peer: PeerId, addresses: Sequence[str] = ()) -> None:
+        """Never close the connection to `peer` to make room, and when it is lost, dial again (`addresses`, else
+        those known) with a growing wait, until `unprotect`. Raises SettingsInvalid over `protected_peers_max`,
+        AddressInvalid, PeerIdInvalid."""
+
+    def unprotect(self, peer: PeerId) -> None:
+        """Treat `peer` as any other again. Its connection stays for now."""
+
     async def open_stream(
         self, peer: PeerId, protocol: str, *, addresses: Sequence[str] = (), frame_bytes_max: int
     ) -> Stream:
@@ -342,9 +368,17 @@ class Node(Protocol):
         `open_timeout_s` after the connection stands.
         """
 
-    def handle(self, protocol: str, handler: StreamHandler, *, frame_bytes_max: int, streams_per_peer_max: int) -> None:
-        """Serve `protocol` from now on. Streams over the peer's quota are reset at once. Replaces an
-        earlier handler of the same protocol."""
+    def handle(
+        self,
+        protocol: str,
+        handler: StreamHandler,
+        *,
+        frame_bytes_max: int,
+        streams_per_peer_max: int,
+        streams_max: int = 1024,
+    ) -> None:
+        """Serve `protocol` from now on. Streams over the peer's quota, or over `streams_max` of all peers together,
+        are reset at once. Replaces an earlier handler of the same protocol."""
 
     async def subscribe(self, topic: str, validator: Validator) -> Subscription:
         """Join `topic`. Only what `validator` accepts is delivered and forwarded. One subscription per

@@ -21,6 +21,7 @@ class Service:
     handler: StreamHandler
     frame_bytes_max: int
     streams_per_peer_max: int
+    streams_max: int
 
 
 class Services:
@@ -32,6 +33,7 @@ class Services:
         self._by_protocol: dict[str, Service] = {}
         self._open: Counter[tuple[PeerId, str]] = Counter()
         self._open_per_peer: Counter[PeerId] = Counter()
+        self._open_per_protocol: Counter[str] = Counter()
 
     def add(self, service: Service) -> None:
         self._by_protocol[service.protocol] = service
@@ -42,12 +44,17 @@ class Services:
     async def serve(self, service: Service, raw: RawStream, peer: PeerId) -> None:
         """Run the handler on one inbound stream. Returns when it is over; only cancellation passes."""
         key = (peer, service.protocol)
-        if self._open[key] >= service.streams_per_peer_max or self._open_per_peer[peer] >= self._streams_per_peer_max:
+        if (
+            self._open[key] >= service.streams_per_peer_max
+            or self._open_per_peer[peer] >= self._streams_per_peer_max
+            or self._open_per_protocol[service.protocol] >= service.streams_max
+        ):
             self._counters.streams_refused += 1
             await raw.reset()
             return
         self._open[key] += 1
         self._open_per_peer[peer] += 1
+        self._open_per_protocol[service.protocol] += 1
         self._counters.streams_accepted += 1
         stream = FramedStream(
             raw,
@@ -80,6 +87,7 @@ class Services:
     def _forget(self, key: tuple[PeerId, str]) -> None:
         self._open[key] -= 1
         self._open_per_peer[key[0]] -= 1
+        self._open_per_protocol[key[1]] -= 1
         if not self._open[key]:
             del self._open[key]
         if not self._open_per_peer[key[0]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import random
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,6 +17,7 @@ from multiaddr import Multiaddr
 
 from p2p.addresses import Address, parse_address, parse_addresses_of, parse_peer_address
 from p2p.counters import Counters
+from p2p.driver.connections import ConnectionManager
 from p2p.driver.gossip_driver import Gossip
 from p2p.driver.host import GuardedHost, build_host
 from p2p.driver.kad_driver import Dht
@@ -53,7 +53,7 @@ from p2p.interface import (
     Validator,
 )
 from p2p.serving import Service, Services
-from p2p.watch import PeerWatch, keep_connected
+from p2p.watch import PeerWatch
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus  # what trio's stubs, which libp2p brings, know
@@ -112,10 +112,10 @@ async def _run(
                 if node.gossip is not None:
                     await stack.enter_async_context(node.gossip.running())
                 await stack.enter_async_context(node.dht.running())
+                node.manager.start(nursery)
                 node.reacher.start(nursery)
                 for peer in dict.fromkeys(peer for peer, _ in bootstrap):
-                    addresses = [address for named, address in bootstrap if named == peer]
-                    nursery.start_soon(node.keep_connected, peer, addresses)
+                    node.manager.protect(peer, [str(address) for named, address in bootstrap if named == peer])
                 task_status.started(True)
                 await node.stop.wait()
             finally:
@@ -144,6 +144,13 @@ class Libp2pNode:
         self.stop = trio.Event()
         self._watch = PeerWatch(queue_max=settings.limits.peer_event_queue_max)
         self._connections = ConnectionWatch(self._swarm, self._watch)
+        self.manager = ConnectionManager(
+            self._swarm,
+            watch=self._watch,
+            connections=self._connections,
+            limits=settings.limits,
+            book=settings.address_book,
+        )
         host.on_identified = self._identified
         self._swarm.register_notifee(self._connections)
 
@@ -157,6 +164,8 @@ class Libp2pNode:
 
     async def close(self) -> None:
         """End every stream, connection and subscription; also when cancelled, within CLOSE_TIMEOUT_S."""
+        if not self._closed:
+            self.manager.close()
         self._closed = True
         self._watch.close()
         with trio.move_on_after(CLOSE_TIMEOUT_S) as scope:
@@ -170,22 +179,6 @@ class Libp2pNode:
     def _check_open(self) -> None:
         if self._closed:
             raise NodeClosed("this node has been closed")
-
-    async def keep_connected(self, peer: PeerId, addresses: Sequence[Address]) -> None:
-        """Connect to a bootstrap peer, again and again."""
-        if peer == self.peer:
-            return
-        peer_id = ID(peer_id_to_bytes(peer))
-
-        async def wait_lost() -> None:
-            while self._swarm.live_connections(peer_id):
-                await self._watch.wait_change()
-
-        await keep_connected(
-            lambda: self._swarm.dial(peer_id, addresses),
-            wait_lost,
-            random.Random(),  # noqa: S311 - spreads load, nothing secret
-        )
 
     # --- peers -------------------------------------------------------------------------------------------
 
@@ -213,6 +206,13 @@ class Libp2pNode:
     async def disconnect(self, peer: PeerId) -> None:
         for connection in self._swarm.live_connections(ID(peer_id_to_bytes(peer))):
             await _close_connection(connection)
+
+    def protect(self, peer: PeerId, addresses: Sequence[str] = ()) -> None:
+        self._check_open()
+        self.manager.protect(peer, addresses)
+
+    def unprotect(self, peer: PeerId) -> None:
+        self.manager.unprotect(peer)
 
     def connections(self) -> tuple[ConnectionInfo, ...]:
         return tuple(self._info(connection) for connection in self._swarm.get_connections() if not connection.is_closed)
@@ -294,7 +294,15 @@ class Libp2pNode:
                     await muxed.reset()
         return MuxedRawStream(muxed)
 
-    def handle(self, protocol: str, handler: StreamHandler, *, frame_bytes_max: int, streams_per_peer_max: int) -> None:
+    def handle(
+        self,
+        protocol: str,
+        handler: StreamHandler,
+        *,
+        frame_bytes_max: int,
+        streams_per_peer_max: int,
+        streams_max: int = 1024,
+    ) -> None:
         self._check_open()
         self._services.add(
             Service(
@@ -302,6 +310,7 @@ class Libp2pNode:
                 handler=handler,
                 frame_bytes_max=frame_bytes_max,
                 streams_per_peer_max=streams_per_peer_max,
+                streams_max=streams_max,
             )
         )
         self.host.set_stream_handler(TProtocol(protocol), self._serve)

@@ -19,6 +19,7 @@ from p2p.errors import (
     NotConnected,
     OpenFailed,
     ProtocolUnsupported,
+    SettingsInvalid,
     StreamLimitReached,
 )
 from p2p.framed import FramedStream
@@ -42,6 +43,7 @@ from p2p.interface import (
 from p2p.serving import Service, Services
 from p2p.testing.memory_overlay import MemoryDht, MemoryGossip
 from p2p.testing.pipes import Link, MemoryStream, stream_pair
+from p2p.trimming import Held, choose_to_close
 from p2p.watch import PeerWatch, keep_connected
 
 if TYPE_CHECKING:
@@ -106,6 +108,7 @@ class MemoryNode:
         self._known: dict[PeerId, tuple[Address, ...]] = {}
         self.gossip = MemoryGossip(self, limits=settings.limits, counters=self._counters)
         self.dht = MemoryDht(self)
+        self._protected: dict[PeerId, trio.CancelScope] = {}
         self._closed = False
         self._nursery: trio.Nursery
 
@@ -114,8 +117,8 @@ class MemoryNode:
     def start(self, nursery: trio.Nursery, bootstrap: Sequence[tuple[PeerId, Address]]) -> None:
         self._nursery = nursery
         nursery.start_soon(self.gossip.run)
-        for peer in dict.fromkeys(peer for peer, _ in bootstrap if peer != self.peer):
-            nursery.start_soon(self._keep_connected, peer, [a for named, a in bootstrap if named == peer])
+        for peer in dict.fromkeys(peer for peer, _ in bootstrap):
+            self.protect(peer, [str(a) for named, a in bootstrap if named == peer])
 
     def stop(self) -> None:
         if self._closed:
@@ -130,14 +133,17 @@ class MemoryNode:
         if self._closed:
             raise NodeClosed("this node has been closed")
 
-    async def _keep_connected(self, peer: PeerId, addresses: Sequence[Address]) -> None:
+    async def _keep_connected(self, peer: PeerId, addresses: Sequence[Address], scope: trio.CancelScope) -> None:
         async def wait_lost() -> None:
             while self._connection_to(peer) is not None:
                 await self._watch.wait_change()
 
-        await keep_connected(
-            lambda: self._dial(peer, addresses), wait_lost, self._network.randomness_of(self.peer, peer)
-        )
+        with scope:
+            await keep_connected(
+                lambda: self._dial(peer, addresses or self._known.get(peer, ())),
+                wait_lost,
+                self._network.randomness_of(self.peer, peer),
+            )
 
     # --- peers -------------------------------------------------------------------------------------------
 
@@ -162,6 +168,7 @@ class MemoryNode:
     def connection_made(self, connection: MemoryConnection) -> None:
         self._connections.append(connection)
         self._watch.add(connection.other(self).peer)
+        self._trim()
 
     async def wait_connected(self, *, timeout_s: float, peers_min: int = 1) -> None:
         with trio.move_on_after(timeout_s):
@@ -247,6 +254,40 @@ class MemoryNode:
         while (connection := self._connection_to(peer)) is not None:
             connection.lose()
 
+    def protect(self, peer: PeerId, addresses: Sequence[str] = ()) -> None:
+        self._check_open()
+        peer_id_to_bytes(peer)
+        given = parse_addresses_of(peer, addresses)
+        if peer == self.peer:
+            return
+        if peer not in self._protected and len(self._protected) >= self.settings.limits.protected_peers_max:
+            raise SettingsInvalid(f"at most {self.settings.limits.protected_peers_max} peers can be protected")
+        self.unprotect(peer)
+        scope = self._protected[peer] = trio.CancelScope()
+        self._nursery.start_soon(self._keep_connected, peer, given, scope)
+
+    def unprotect(self, peer: PeerId) -> None:
+        scope = self._protected.pop(peer, None)
+        if scope is not None:
+            scope.cancel()
+
+    def _trim(self) -> None:
+        limits = self.settings.limits
+        held = [
+            Held(
+                key=key,
+                peer=connection.other(self).peer,
+                opened_at=connection.opened_at,
+                streams=len(connection.streams),
+                protected=connection.other(self).peer in self._protected,
+                inbound=connection.listener is self,
+            )
+            for key, connection in enumerate(self._connections)
+        ]
+        chosen = choose_to_close(held, high=limits.connections_high, low=limits.connections_low, now=now_ns())
+        for connection in [self._connections[key] for key in chosen]:
+            connection.lose()
+
     def connections(self) -> tuple[ConnectionInfo, ...]:
         return tuple(
             ConnectionInfo(
@@ -319,7 +360,15 @@ class MemoryNode:
             on_end=lambda: connection.forget(near),
         )
 
-    def handle(self, protocol: str, handler: StreamHandler, *, frame_bytes_max: int, streams_per_peer_max: int) -> None:
+    def handle(
+        self,
+        protocol: str,
+        handler: StreamHandler,
+        *,
+        frame_bytes_max: int,
+        streams_per_peer_max: int,
+        streams_max: int = 1024,
+    ) -> None:
         self._check_open()
         self._services.add(
             Service(
@@ -327,6 +376,7 @@ class MemoryNode:
                 handler=handler,
                 frame_bytes_max=frame_bytes_max,
                 streams_per_peer_max=streams_per_peer_max,
+                streams_max=streams_max,
             )
         )
 

@@ -9,7 +9,7 @@ import trio
 
 from p2p import errors
 from p2p.identity import peer_id_of_seed
-from p2p.interface import Node, PeerConnected, PeerDisconnected, Reach
+from p2p.interface import Limits, Node, PeerConnected, PeerDisconnected, Reach
 from p2p.testing.contract.tools import (
     FRAME_MAX,
     PATIENCE_S,
@@ -189,6 +189,50 @@ async def a_node_says_how_others_can_reach_it(open_node: OpenNode) -> None:
             assert client.reachability().addresses == client.addresses()
             assert (client.reachability().peers_asked, client.reachability().peers_reached) == (1, 1)
             assert client.reachability().observed
+
+
+@check
+async def a_protected_peer_is_dialled_again_until_it_is_protected_no_more(open_node: OpenNode) -> None:
+    async with (
+        open_node(settings(), key=key_of("server")) as server,
+        open_node(settings(), key=key_of("client")) as client,
+    ):
+        client.protect(server.peer, server.addresses())
+        for _ in range(2):
+            await eventually(client.connections, "connected by itself")
+            await server.disconnect(client.peer)
+            await eventually(lambda: not client.connections(), "the connection is lost")
+        await eventually(client.connections, "connected again")
+        client.unprotect(server.peer)
+        await server.disconnect(client.peer)
+        await trio.sleep(1.5)
+        assert client.connections() == ()
+        async with raises(errors.PeerIdInvalid):
+            client.protect("nobody", ())
+    async with open_node(settings(limits=Limits(protected_peers_max=1)), key=key_of("client")) as client:
+        client.protect(peer_id_of_seed(key_of("one")), ["/ip4/127.0.0.1/tcp/1"])
+        async with raises(errors.SettingsInvalid):
+            client.protect(peer_id_of_seed(key_of("two")), ["/ip4/127.0.0.1/tcp/1"])
+
+
+@check
+async def a_protocol_has_a_quota_for_all_peers_together(open_node: OpenNode) -> None:
+    async with open_node(settings(), key=key_of("server")) as server:
+        server.handle(PROTOCOL, sleep, frame_bytes_max=FRAME_MAX, streams_per_peer_max=2, streams_max=3)
+        async with (
+            open_node(settings(server), key=key_of("a")) as a,
+            open_node(settings(server), key=key_of("b")) as b,
+        ):
+            for node in (a, b):
+                await node.wait_connected(timeout_s=PATIENCE_S)
+            streams = [await open_to(node, server) for node in (a, a, b)]
+            await eventually(lambda: server.statistics().streams_accepted == 3, "three are served")
+            async with raises((errors.StreamReset, errors.OpenFailed)):
+                surplus = await open_to(b, server)
+                await surplus.receive()
+            assert server.statistics().streams_refused == 1
+            for stream in streams:
+                await stream.reset()
 
 
 @check
