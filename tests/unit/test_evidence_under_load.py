@@ -333,6 +333,7 @@ def test_parts_that_come_too_slowly_end_the_session_and_not_the_client():
 
             client._judge._fetcher.fetch = drip
             await client.look_up(MODEL.digest)
+            await trio.sleep(5)
             [listed] = [each for each in client._listed(MODEL.digest) if each.offer.provider == slow.network.peer]
             began = trio.current_time()
             with pytest.raises(Unavailable, match="did not"):
@@ -366,6 +367,7 @@ def test_a_fault_in_a_parser_refuses_that_provider_and_the_client_lives_on(monke
             assert reply.provider == other.network.peer
             assert not broken.engine.seen
             await client.look_up(MODEL.digest)
+            await trio.sleep(5)
             [listed] = [each for each in client._listed(MODEL.digest) if each.offer.provider == broken.network.peer]
             with pytest.raises(EvidenceMalformed, match="broke on this evidence"):
                 await client.pool.trusted_link(listed.offer, policy=POLICY)
