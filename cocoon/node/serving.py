@@ -36,6 +36,8 @@ from .evidence import EvidenceMaker, HelloLimiter
 log = logging.getLogger("cocoon.node")
 
 BUSY_RETRY_MS: Final = 1_000
+ADMITTING_MAX: Final = 128
+"""Requests of all sessions whose tokens are being counted: each holds its prompt, of up to 1 MiB."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,6 +46,7 @@ class ServingRecord:
 
     sessions: int = 0
     requests: int = 0
+    admitting: int = 0  # opened, and their tokens are being counted
     running: int = 0  # accepted and not over: decoding, or waiting for a slot
     refused: int = 0
     failed: int = 0
@@ -188,6 +191,10 @@ class ServedSession:
         """The request to run, accepted; or None, refused."""
         shared = self._shared
         offer = event.offer
+        if shared.record.admitting >= ADMITTING_MAX or self._place_in_queue() > shared.queue_max:
+            self._refuse(event.id, Reason.BUSY, retry_after_ms=max(BUSY_RETRY_MS, self._wait_ms(1)))
+            return None
+        shared.record.admitting += 1
         try:
             request = generation_request(event.endpoint, event.body, cache_scope=event.cache_scope)
             prompt_tokens = await shared.engine.count_prompt_tokens(request)
@@ -201,6 +208,8 @@ class ServedSession:
             log.error("engine.failed", extra={"error": error.code})
             self._refuse(event.id, Reason.ENGINE_FAILED)
             return None
+        finally:
+            shared.record.admitting -= 1
         room = min(offer.context_tokens_max, shared.engine.info.context_tokens_max) - prompt_tokens
         if room < 1:
             detail = (
@@ -222,7 +231,7 @@ class ServedSession:
         if prompt_tokens > event.header.input_tokens_max or output_tokens_max > event.header.output_tokens_max:
             self._refuse(event.id, Reason.TOO_LARGE, detail="larger than its header declares")
             return None
-        queue_position = max(0, shared.record.running + 1 - shared.engine.info.slots)
+        queue_position = self._place_in_queue()
         if queue_position > 0 and (
             queue_position > shared.queue_max or self._wait_ms(queue_position) > event.wait_ms_max
         ):
@@ -240,6 +249,10 @@ class ServedSession:
                 cache_tag=request.cache_tag,
             )
         return request
+
+    def _place_in_queue(self) -> int:
+        """Of one more request: 0 when there is a slot for it."""
+        return max(0, self._shared.record.running + 1 - self._shared.engine.info.slots)
 
     def _wait_ms(self, queue_position: int) -> int:
         """What a place in the queue costs, from what requests took lately."""

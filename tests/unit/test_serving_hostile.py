@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import trio
 from trio.testing import MockClock
 
+from cocoon.errors import Refused
 from cocoon.exchange import offer_facts
-from cocoon.node.serving import ServedSession
+from cocoon.node.serving import ADMITTING_MAX, ServedSession
 from cocoon.serve.events import OutputReceived, RequestEnded
 from tests.fakes.engine import ScriptedEngine
 from tests.fakes.little_market import ask, open_market
@@ -105,6 +107,48 @@ def test_on_a_wire_slower_than_the_engine_nothing_is_lost_and_what_waits_goes_to
                     pieces.append(event.delta.text)
             assert "".join(pieces) == words
             assert len(pieces) < 200
+            nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
+def test_a_full_queue_refuses_at_once_and_counts_no_tokens_for_it():
+    class Counting(ScriptedEngine):
+        counted = 0
+
+        async def count_prompt_tokens(self, request):
+            Counting.counted += 1
+            return await super().count_prompt_tokens(request)
+
+    async def scenario():
+        async with open_market() as market, trio.open_nursery() as nursery:
+            provider = await market.add_provider("alice", Counting(token_s=10.0, slots=1), queue_max=1)
+            link, offer = await linked(market, provider, nursery)
+            for _ in range(2):
+                open_request(link, offer)
+                await trio.sleep(0.1)
+            for _ in range(20):
+                with pytest.raises(Refused, match="busy"):
+                    await open_request(link, offer).next_event()
+            assert Counting.counted == 2
+            nursery.cancel_scope.cancel()
+
+    run(scenario)
+
+
+def test_requests_that_wait_for_a_slow_tokenizer_are_bounded():
+    class Slow(ScriptedEngine):
+        async def count_prompt_tokens(self, request):
+            await trio.sleep(10)
+            return await super().count_prompt_tokens(request)
+
+    async def scenario():
+        async with open_market() as market, trio.open_nursery() as nursery:
+            provider = await market.add_provider("alice", Slow(slots=4), queue_max=8)
+            link, offer = await linked(market, provider, nursery)
+            requests = [open_request(link, offer) for _ in range(ADMITTING_MAX + 10)]
+            await trio.sleep(1)
+            assert sum(request.is_over for request in requests) == 10  # refused as busy, at once
             nursery.cancel_scope.cancel()
 
     run(scenario)
