@@ -185,7 +185,7 @@ class ProviderRole:
             await self._keep_time()
 
     async def _serve_stream(self, stream: Stream) -> None:
-        if len(self._sessions) >= SESSIONS_MAX or self._is_draining:
+        if self._is_draining or not self._has_room():
             await stream.aclose()
             return
         session = ServedSession(stream, self._serving)
@@ -194,6 +194,19 @@ class ProviderRole:
             await session.run()
         finally:
             self._sessions.discard(session)
+
+    def _has_room(self) -> bool:
+        """Whether one more session may come, perhaps at the cost of the one that was idle longest.
+
+        Peer ids cost nothing: whoever fills the places with idle sessions must not keep others out.
+        """
+        if len(self._sessions) < SESSIONS_MAX:
+            return True
+        idle = [session for session in self._sessions if not session.requests_open and not session.is_ending]
+        if not idle:
+            return False
+        min(idle, key=lambda session: session.used_ns).end()
+        return True
 
     async def _keep_time(self) -> None:
         while True:

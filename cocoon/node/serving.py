@@ -104,6 +104,8 @@ class ServedSession:
         self._scopes: dict[int, trio.CancelScope] = {}
         self._drained: dict[int, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
+        self.used_ns = shared.clock.now()  # when a request came or went
+        self.is_ending = False
 
     @property
     def requests_open(self) -> int:
@@ -124,6 +126,11 @@ class ServedSession:
         """Take no new requests; the stream ends with the last one."""
         self._pump.perform(self._machine.drain(now=self._now()))
 
+    def end(self) -> None:
+        """Hang up now, to make room for another client."""
+        self.is_ending = True
+        self._pump.end(LimitExceeded("the place of an idle session was needed"))
+
     def _now(self) -> int:
         return self._shared.clock.now()
 
@@ -133,6 +140,7 @@ class ServedSession:
             case HelloReceived():
                 self._nursery.start_soon(self._answer_hello, event)
             case RequestOpened():
+                self.used_ns = self._now()
                 scope = self._scopes[event.id] = trio.CancelScope()  # here: a Cancel may come before the task runs
                 self._nursery.start_soon(self._serve, event, scope)
             case RequestCancelled():
@@ -143,6 +151,7 @@ class ServedSession:
                 if event.id in self._drained:
                     self._drained[event.id].set()
             case RequestClosed(receipt=receipt):
+                self.used_ns = self._now()
                 if receipt is not None:
                     self._shared.record.prompt_tokens += receipt.prompt_tokens
                     self._shared.record.completion_tokens += receipt.completion_tokens

@@ -152,3 +152,33 @@ def test_requests_that_wait_for_a_slow_tokenizer_are_bounded():
             nursery.cancel_scope.cancel()
 
     run(scenario)
+
+
+def test_strangers_that_hold_idle_sessions_do_not_lock_others_out(monkeypatch):
+    monkeypatch.setattr("cocoon.node.provider.SESSIONS_MAX", 3)
+
+    async def scenario():
+        async with open_market() as market:
+            provider = await market.add_provider("alice", ScriptedEngine(token_s=1.0))
+            working = await market.add_client("working")
+            texts = []
+
+            async def chat(client):
+                async with client.generate("chat.completions", ask(), spend_max_nano=0) as reply:
+                    texts.append("".join([delta.text async for delta in reply]))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(chat, working)
+                await trio.sleep(1)
+                for name in ("idle 1", "idle 2"):
+                    idle = await market.add_client(name)
+                    await idle._wait_for_offers(provider.role.model.digest)
+                    await idle.pool.trusted_link(provider.role.offer, policy=idle.settings.policy)
+                assert provider.role.sessions_open == 3
+                late = await market.add_client("late")
+                nursery.start_soon(chat, late)
+            assert len(texts) == 2
+            assert texts[0] == texts[1] == "".join(provider.engine.pieces)
+            assert provider.role.sessions_open <= 3
+
+    run(scenario)
