@@ -6,8 +6,8 @@
     neighbours = await gossip.send(topic, data)
 
 The router decides; this file carries. A peer is registered at the first stream of either direction, so that nothing
-it says is lost; our own stream to it is opened again when it breaks, and begins with all topics and grafts. What
-waits for a peer is bounded in bytes; what finds no room is dropped, and counted.
+it says is lost, and when it is forgotten its streams end with it. `gossip_speaker.py` has our stream to each peer.
+What waits for a peer is bounded in bytes; what finds no room is dropped, and counted.
 
 Not here: peer exchange. The router offers it, and rule G4 (nobody is dialled unasked) keeps it off.
 """
@@ -31,12 +31,11 @@ from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 
 from p2p.counters import Counters
+from p2p.driver.gossip_speaker import Speaker
 from p2p.driver.host import GuardedHost
-from p2p.driver.negotiate import propose
-from p2p.errors import FrameInvalid, FrameTooLarge, MessageTooLarge, ProtocolUnsupported, SettingsInvalid
+from p2p.errors import FrameInvalid, FrameTooLarge, MessageTooLarge, SettingsInvalid
 from p2p.framing import FrameReader, encode_frame
 from p2p.gossip import (
-    PROTOCOL_V11,
     PROTOCOL_V12,
     PROTOCOLS,
     Deliver,
@@ -61,11 +60,7 @@ from p2p.queues import BoundedFeed
 
 log = logging.getLogger("p2p")
 
-QUEUE_BYTES_MAX = 2 * 1024 * 1024  # waiting for one neighbour: 2,000 offers
-CONTROL_BYTES_MAX = 256 * 1024  # beyond it, for what the mesh itself needs
 STREAMS_PER_PEER_MAX = 4  # inbound: one in use, and those of a peer that lost count
-OPEN_WAIT_FIRST_S, OPEN_WAIT_MAX_S = 0.2, 30.0
-UNSUPPORTED_WAIT_S = 300.0  # a peer that does not gossip may be asked again after an upgrade
 NONSENSE_PENALTY = 5.0  # P7 for bytes that are no RPC: out of the mesh at once, graylisted the second time
 READ_BYTES_MAX = 64 * 1024
 NAMES_MAX = 8192  # peer ids kept as text
@@ -88,24 +83,6 @@ class _Topic:
         self.feed = feed
 
 
-class _Speaker:
-    """What waits to be sent to one peer, and the task that sends it."""
-
-    def __init__(self) -> None:
-        self.waiting = bytearray()
-        self.signal = trio.Event()
-        self.scope = trio.CancelScope()
-        self.streams_inbound = 0
-
-    def put(self, frame: bytes, *, is_control: bool) -> bool:
-        bound = QUEUE_BYTES_MAX + (CONTROL_BYTES_MAX if is_control else 0)
-        if len(self.waiting) + len(frame) > bound:
-            return False
-        self.waiting += frame
-        self.signal.set()
-        return True
-
-
 class Gossip:
     def __init__(
         self, host: GuardedHost, *, limits: Limits, counters: Counters, settings: GossipSettings | None = None
@@ -122,7 +99,7 @@ class Gossip:
         self._me = host.get_id().to_bytes()
         self._clock_base = time.time_ns() - int(time.monotonic_ns())
         self._topics: dict[str, _Topic] = {}
-        self._speakers: dict[bytes, _Speaker] = {}
+        self._speakers: dict[bytes, Speaker] = {}
         self._names: dict[bytes, PeerId] = {}
         self._nursery: trio.Nursery | None = None
         self._decoder = RpcDecoder(message_bytes_max=settings.message_bytes_max)
@@ -137,6 +114,8 @@ class Gossip:
             verify=self._verify,
             validate=self._judge,
         )
+        for protocol in PROTOCOLS:  # before anybody can connect: who hears "not supported" does not ask again soon
+            host.set_stream_handler(TProtocol(protocol), self._listen)
 
     def _now(self) -> int:
         """Nanoseconds since the epoch that never run backwards."""
@@ -146,8 +125,6 @@ class Gossip:
     async def running(self) -> AsyncIterator[None]:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
-            for protocol in PROTOCOLS:
-                self._host.set_stream_handler(TProtocol(protocol), self._listen)
             self._swarm.register_notifee(_Notifee(self))
             nursery.start_soon(self._beat)
             for connection in list(self._swarm.get_connections()):
@@ -203,25 +180,39 @@ class Gossip:
     # --- peers -------------------------------------------------------------------------------------------
 
     def connected(self, peer_id: ID) -> None:
-        """A connection stands: see whether the peer gossips."""
-        peer = peer_id.to_bytes()
-        if self._nursery is None or peer in self._speakers:
+        """A connection stands: see whether the peer gossips, and whether older connections to it still live."""
+        if self._nursery is None:
             return
-        speaker = self._speakers[peer] = _Speaker()
-        self._nursery.start_soon(self._speak, peer_id, speaker)
+        speaker = self._speakers.get(peer_id.to_bytes())
+        if speaker is None:
+            self._nursery.start_soon(self._speak, self._new_speaker(peer_id))
+        else:
+            self._nursery.start_soon(speaker.probe_carrier)
 
     def disconnected(self, peer_id: ID) -> None:
-        if not self._swarm.live_connections(peer_id):
-            self._forget(peer_id.to_bytes())
+        speaker = self._speakers.get(peer_id.to_bytes())
+        if speaker is not None and not self._swarm.live_connections(peer_id):
+            self._forget(speaker)
 
-    def _forget(self, peer: bytes) -> None:
-        speaker = self._speakers.pop(peer, None)
-        if speaker is not None:
-            speaker.scope.cancel()
+    def _new_speaker(self, peer_id: ID) -> Speaker:
+        speaker = self._speakers[peer_id.to_bytes()] = Speaker(
+            peer_id, swarm=self._swarm, open_timeout_s=self._limits.open_timeout_s, greet=self._register
+        )
+        return speaker
+
+    async def _speak(self, speaker: Speaker) -> None:
+        await speaker.run()
+        self._forget(speaker)
+
+    def _forget(self, speaker: Speaker) -> None:
+        speaker.end()
+        peer = speaker.peer_id.to_bytes()
+        if self._speakers.get(peer) is speaker:
+            del self._speakers[peer]
             self._perform(self.router.peer_changed(peer, connected=False, now=self._now()))
 
-    def _register(self, peer_id: ID, *, has_idontwant: bool) -> None:
-        """At the first stream of either direction, and again at each new one of ours: see `peer_changed`."""
+    def _register(self, peer_id: ID, has_idontwant: bool) -> None:
+        """At the first stream of either direction, and again at each new one: see `peer_changed`."""
         connections = self._swarm.live_connections(peer_id)
         remote = connections[0].muxed_conn.get_remote_address() if connections else None
         effects = self.router.peer_changed(
@@ -234,74 +225,31 @@ class Gossip:
         )
         self._perform(effects)
 
-    async def _speak(self, peer_id: ID, speaker: _Speaker) -> None:
-        """Our stream to one peer, opened again when it breaks, for as long as a connection stands."""
-        wait_s = OPEN_WAIT_FIRST_S
-        with speaker.scope:
-            while self._swarm.live_connections(peer_id):
-                try:
-                    stream, protocol = await self._open(peer_id)
-                    self._register(peer_id, has_idontwant=protocol == PROTOCOL_V12)
-                    wait_s = OPEN_WAIT_FIRST_S
-                    await self._write(stream, speaker)
-                except ProtocolUnsupported:
-                    wait_s = UNSUPPORTED_WAIT_S
-                except Exception as error:  # the library and the peer have many ways to end a stream
-                    log.debug("gossip.stream_failed", extra={"error": type(error).__name__})
-                await trio.sleep(wait_s)
-                wait_s = min(wait_s * 2, OPEN_WAIT_MAX_S) if wait_s < OPEN_WAIT_MAX_S else wait_s
-            self._forget(peer_id.to_bytes())
-
-    async def _open(self, peer_id: ID) -> tuple[Any, str]:
-        for protocol in (PROTOCOL_V12, PROTOCOL_V11):
-            with trio.fail_after(self._limits.open_timeout_s):
-                muxed = await self._swarm.live_connections(peer_id)[-1].muxed_conn.open_stream()
-                opened = False
-                try:
-                    await propose(muxed, protocol)
-                    opened = True
-                    return muxed, protocol
-                except ProtocolUnsupported:
-                    if protocol == PROTOCOL_V11:
-                        raise
-                finally:
-                    if not opened:
-                        with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                            await muxed.reset()
-        raise ProtocolUnsupported("no gossip")
-
-    async def _write(self, stream: Any, speaker: _Speaker) -> None:
-        try:
-            while True:
-                if not speaker.waiting:
-                    speaker.signal = trio.Event()
-                    await speaker.signal.wait()
-                batch = bytes(speaker.waiting)
-                speaker.waiting.clear()
-                await stream.write(batch)
-        finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                await stream.reset()
-
     async def _listen(self, stream: INetStream) -> None:
         """One inbound stream. A frame that is no RPC ends it, and costs the peer."""
         peer_id = stream.muxed_conn.peer_id
         peer = peer_id.to_bytes()
-        self.connected(peer_id)
+        if peer not in self._speakers:
+            self.connected(peer_id)
         speaker = self._speakers.get(peer)
-        if speaker is None or speaker.streams_inbound >= STREAMS_PER_PEER_MAX:
+        if speaker is None or len(speaker.inbound) >= STREAMS_PER_PEER_MAX:
             await stream.reset()
             return
-        self._register(peer_id, has_idontwant=str(stream.get_protocol()) == PROTOCOL_V12)
-        speaker.streams_inbound += 1
+        self._register(peer_id, str(stream.get_protocol()) == PROTOCOL_V12)
+        speaker.try_now()
+        scope = trio.CancelScope()
+        speaker.inbound[scope] = None
         try:
-            await self._read(stream, peer)
+            with scope:
+                await self._read(stream, peer)
         except (RpcInvalid, FrameTooLarge, FrameInvalid):
             self._counters.frames_refused += 1
             self.router.misbehaved(peer, amount=NONSENSE_PENALTY)
             await stream.reset()
         finally:
-            speaker.streams_inbound -= 1
+            del speaker.inbound[scope]
+        if scope.cancelled_caught:
+            await stream.reset()
 
     async def _read(self, stream: INetStream, peer: bytes) -> None:
         muxed = stream.muxed_stream

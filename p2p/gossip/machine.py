@@ -19,7 +19,7 @@ from enum import Enum
 
 from p2p.gossip.cache import TokenBucket
 from p2p.gossip.control import handle_control
-from p2p.gossip.mesh import Outbox, graft, heartbeat, prune_message
+from p2p.gossip.mesh import Outbox, graft, heartbeat, news_for, prune_message
 from p2p.gossip.messages import SIGN_PREFIX, Message, Rpc, id_of_whole_message, new_message, with_signature
 from p2p.gossip.score import Scores, no_application_score
 from p2p.gossip.settings import NANOSECONDS, GossipSettings
@@ -105,7 +105,8 @@ class Router:
         """Say so at the first stream of either direction: what arrives from an unknown peer is lost.
 
         A new peer gets "a hello packet that announces the topics". Call again with connected=True when a stream
-        had to be opened anew: the hello is repeated, and so are the grafts that may have been lost.
+        had to be opened anew, or something of ours was dropped: the hello is repeated, and with it all that may have
+        been lost: topics left, grafts, and (as IHAVE) what was heard lately in the meshes that the peer is in.
         """
         state = self.state
         neighbour = state.neighbours.get(peer)
@@ -126,12 +127,16 @@ class Router:
                 has_idontwant=has_idontwant,
                 is_explicit=peer in self._explicit,
             )
-        elif has_idontwant:
-            neighbour.has_idontwant = True
-        if not state.mesh:
+            topics = [(True, topic) for topic in state.mesh]
+            return [Send((peer,), Rpc(subscriptions=tuple(topics)))] if topics else []
+        neighbour.has_idontwant = neighbour.has_idontwant or has_idontwant
+        neighbour.is_outbound = neighbour.is_outbound or is_outbound
+        topics = [*((False, topic) for topic in state.left), *((True, topic) for topic in state.mesh)]
+        grafts = [topic for topic, mesh in state.mesh.items() if peer in mesh]
+        news = [entry for topic in grafts for entry in news_for(state, topic)]
+        if not topics:
             return []
-        grafts = tuple(topic for topic, mesh in state.mesh.items() if peer in mesh)
-        return [Send((peer,), Rpc(subscriptions=tuple((True, t) for t in state.mesh), graft=grafts))]
+        return [Send((peer,), Rpc(subscriptions=tuple(topics), graft=tuple(grafts), ihave=tuple(news)))]
 
     def misbehaved(self, peer: bytes, *, amount: float = 1.0) -> None:
         """The driver saw something that an honest peer does not do, such as bytes that are no RPC (P7)."""
@@ -147,6 +152,7 @@ class Router:
         if topic in state.mesh:
             return []
         state.mesh[topic] = {}
+        state.left.pop(topic, None)
         outbox = Outbox()
         # "If there are peers in fanout[topic], the router will move those peers from the fanout map"
         fanout = state.fanout.pop(topic, {})
@@ -183,6 +189,7 @@ class Router:
                 )
             ]
         del state.mesh[topic]
+        state.note_left(topic)
         for neighbour in state.neighbours.values():
             neighbour.topic_buckets.pop(topic, None)
         effects: list[Effect] = []

@@ -14,6 +14,8 @@ from p2p.gossip.score import PeerScore, Scores
 from p2p.gossip.settings import NANOSECONDS, GossipSettings
 from p2p.randomness import Randomness
 
+TOPICS_LEFT_MAX = 64  # a client that moves between shards leaves a few a minute
+
 
 class Send(NamedTuple):
     """Send `rpc` to each of `peers`: encode it once."""
@@ -145,6 +147,7 @@ class RouterState:
         self.neighbours: dict[bytes, Neighbour] = {}
         self.topics: dict[str, dict[bytes, Neighbour]] = {}  # who is in which topic
         self.mesh: dict[str, dict[bytes, Neighbour]] = {}  # the topics that we joined
+        self.left: dict[str, None] = {}  # topics that we were in lately: said again in a repeated hello
         self.fanout: dict[str, dict[bytes, Neighbour]] = {}
         self.fanout_published_at: dict[str, int] = {}
         self.backoffs = Backoffs(settings.backoffs_max)
@@ -160,6 +163,11 @@ class RouterState:
         )
         self.tick = 0
         self.next_heartbeat = now + int(settings.heartbeat_s * NANOSECONDS)
+
+    def note_left(self, topic: str) -> None:
+        self.left[topic] = None
+        if len(self.left) > TOPICS_LEFT_MAX:
+            del self.left[next(iter(self.left))]
 
     def subscribed(self, neighbour: Neighbour, topic: str) -> bool:
         """False when the peer is in too many topics already."""
