@@ -351,14 +351,18 @@ class Payee:
         ledger = self._ledgers.get(record.account)
         if ledger is None:
             return
-        if ledger.writing != record:  # the epoch rolled meanwhile
-            if ledger.held is None or ledger.held.epoch != record.epoch:
-                ledger.archive[record.epoch] = record
+        is_current = ledger.standing is not None and ledger.standing.epoch == record.epoch
+        kept = ledger.held if is_current else ledger.archive.get(record.epoch)
+        if ledger.writing == record:
+            ledger.writing, ledger.next = ledger.next, None
+        elif kept is not None and kept.cumulative_nano >= record.cumulative_nano:
+            return
+        if not is_current:  # another epoch was proven while it was written; should that prove wrong, it is here
+            ledger.archive[record.epoch] = record
             return
         if ledger.claimable_nano == 0:
             ledger.unclaimed_since_ns = now
         ledger.held = record
-        ledger.writing, ledger.next = ledger.next, None
         amount = ledger.pay(record.cumulative_nano)
         event = VoucherAccepted(account=record.account, amount_nano=amount, paid_nano=ledger.paid_nano)
         out.append(Emit(event=event))

@@ -584,6 +584,25 @@ def test_an_epoch_that_was_a_lie_costs_no_voucher() -> None:
     assert ledger.claimable_nano == 6_000_000
 
 
+@pytest.mark.parametrize("is_written_during_the_lie", [True, False])
+def test_a_voucher_that_was_being_written_when_the_lie_came_is_not_lost(is_written_during_the_lie: bool) -> None:
+    account = FakeAccount()
+    provider, session, key = begun(account)
+    provider.take(session, voucher_of(account, 1_000_000))
+    signed = voucher_of(account, 6_000_000)
+    (persist,) = provider.payee.receive_voucher(session, signed.voucher.encode(), signed.signature, now=NOW)
+    assert isinstance(persist, Persist)
+    provider.now += SECOND_NS
+    provider.did(provider.payee.account_proven(account.state(provider.now, epoch=NOW_S), now=provider.now))
+    if is_written_during_the_lie:
+        provider.did(provider.payee.persisted(persist.records, now=provider.now))
+    provider.now += SECOND_NS
+    provider.see(account)
+    if not is_written_during_the_lie:
+        provider.did(provider.payee.persisted(persist.records, now=provider.now))
+    assert ledger_of(provider, account).claimable_nano == 6_000_000
+
+
 def test_rolling_carries_an_honest_debt_into_the_new_epoch() -> None:
     account = FakeAccount()
     provider, session, key = begun(account)
