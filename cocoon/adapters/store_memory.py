@@ -154,7 +154,7 @@ class MemoryStore:
                 case StoredReservation():
                     entry = (record.network, record.provider, record.account, record.epoch)
                     kept = self._reservations.get(entry)
-                    if kept is None or record.block_seqno >= kept.block_seqno:
+                    if kept is None or record.proven_s >= kept.proven_s:
                         self._reservations[entry] = record
                 case StoredClaim():
                     self._save_claim(record)

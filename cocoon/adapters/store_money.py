@@ -23,7 +23,7 @@ CREATE TABLE vouchers (side INTEGER, network INTEGER, account BLOB, epoch INTEGE
                        signature BLOB NOT NULL, clean_tokens INTEGER NOT NULL, at_ns INTEGER NOT NULL,
                        PRIMARY KEY (side, network, account, epoch, provider)) WITHOUT ROWID;
 CREATE TABLE reservations (network INTEGER, account BLOB, epoch INTEGER, provider BLOB,
-                           claimed INTEGER NOT NULL, ceiling INTEGER NOT NULL, block_seqno INTEGER NOT NULL,
+                           claimed INTEGER NOT NULL, ceiling INTEGER NOT NULL, proven_s INTEGER NOT NULL,
                            at_ns INTEGER NOT NULL, PRIMARY KEY (network, provider, account, epoch)) WITHOUT ROWID;
 CREATE TABLE claims (network INTEGER, account BLOB, epoch INTEGER, provider BLOB, cumulative INTEGER, ceiling INTEGER,
                      submitted_ns INTEGER NOT NULL, confirmed_ns INTEGER NOT NULL, received INTEGER NOT NULL,
@@ -39,8 +39,8 @@ _SAVE_VOUCHER: Final = (
 )
 _SAVE_RESERVATION: Final = (
     "INSERT INTO reservations VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET claimed=excluded.claimed,"
-    " ceiling=excluded.ceiling, block_seqno=excluded.block_seqno, at_ns=excluded.at_ns"
-    " WHERE excluded.block_seqno >= block_seqno"
+    " ceiling=excluded.ceiling, proven_s=excluded.proven_s, at_ns=excluded.at_ns"
+    " WHERE excluded.proven_s >= proven_s"
 )
 _SAVE_CLAIM: Final = (
     "INSERT INTO claims VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
@@ -65,7 +65,7 @@ def save_payments(connection: sqlite3.Connection, records: tuple[PaymentRecord, 
             case StoredReservation():
                 reservations.append((
                     record.network, record.account, record.epoch, record.provider, record.claimed_nano,
-                    record.ceiling_nano, record.block_seqno, record.at_ns,
+                    record.ceiling_nano, record.proven_s, record.at_ns,
                 ))  # fmt: skip
             case StoredClaim():
                 claims.append((
@@ -114,7 +114,7 @@ def vouchers(
 def reservations(connection: sqlite3.Connection, *, network: int, provider: bytes) -> tuple[StoredReservation, ...]:
     """See the port."""
     rows = connection.execute(
-        "SELECT account, epoch, claimed, ceiling, block_seqno, at_ns FROM reservations"
+        "SELECT account, epoch, claimed, ceiling, proven_s, at_ns FROM reservations"
         " WHERE network = ? AND provider = ? ORDER BY account, epoch",
         (network, provider),
     )
@@ -126,10 +126,10 @@ def reservations(connection: sqlite3.Connection, *, network: int, provider: byte
             provider=provider,
             claimed_nano=claimed,
             ceiling_nano=ceiling,
-            block_seqno=block_seqno,
+            proven_s=proven_s,
             at_ns=at_ns,
         )
-        for account, epoch, claimed, ceiling, block_seqno, at_ns in rows
+        for account, epoch, claimed, ceiling, proven_s, at_ns in rows
     )
 
 

@@ -67,7 +67,7 @@ class StoredVoucher:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredReservation:
-    """What the chain was proven to have paid and reserved for one (account, epoch, provider), and at which block."""
+    """What the chain was proven to have paid and reserved for one (account, epoch, provider), and when."""
 
     network: int
     account: bytes
@@ -75,7 +75,7 @@ class StoredReservation:
     provider: bytes
     claimed_nano: Nano
     ceiling_nano: Nano
-    block_seqno: int
+    proven_s: int  # time of the block
     at_ns: int
 
 

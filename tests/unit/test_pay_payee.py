@@ -587,7 +587,7 @@ def test_an_epoch_that_was_a_lie_costs_no_voucher() -> None:
 @pytest.mark.parametrize("is_written_during_the_lie", [True, False])
 def test_a_voucher_that_was_being_written_when_the_lie_came_is_not_lost(is_written_during_the_lie: bool) -> None:
     account = FakeAccount()
-    provider, session, key = begun(account)
+    provider, session, _ = begun(account)
     provider.take(session, voucher_of(account, 1_000_000))
     signed = voucher_of(account, 6_000_000)
     (persist,) = provider.payee.receive_voucher(session, signed.voucher.encode(), signed.signature, now=NOW)

@@ -289,7 +289,7 @@ def test_a_reservation_of_an_older_block_changes_nothing(run: Run) -> None:
         def proven(block: int, claimed: int) -> StoredReservation:
             return StoredReservation(
                 network=NETWORK, account=ACCOUNT, epoch=7, provider=PAYOUT, claimed_nano=claimed, ceiling_nano=900,
-                block_seqno=block, at_ns=block,
+                proven_s=block, at_ns=block,
             )  # fmt: skip
 
         await store.save_payments((proven(10, 50),))
