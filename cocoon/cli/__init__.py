@@ -46,6 +46,7 @@ COMMANDS: Final = {
     "bench": Command("bench", "what the network adds to an engine, measured beside nginx and LiteLLM"),
     "devnet": Command("devnet", "a local TON chain on the real virtual machine, with a faucet"),
     "verify": Command("verify", "check saved evidence offline, and say which check failed"),
+    "doctor": Command("doctor", "what this machine lacks to prove itself to clients, each with its fix"),
 }
 
 

@@ -26,7 +26,7 @@ from cocoon.attest.eventlog import LogKind, read_log
 from cocoon.attest.gpu.verify import evidence_digest
 from cocoon.attest.quote import read_report
 from cocoon.attest.statement import MODE_TDX_GPU
-from cocoon.errors import AttestationError, Unavailable
+from cocoon.errors import AttestationError, ConfigError, Unavailable
 from cocoon.types import Network
 from tests.fakes.attestation import INTEL, MODEL, NOW_S, NVIDIA, enclave
 
@@ -469,34 +469,60 @@ def test_the_gpu_becomes_ready_only_after_the_guest_verified_it(tmp_path):
     assert nvml.ready == []
 
 
-def test_doctor_names_every_lack_with_its_fix(tmp_path):
+def examined(tmp_path, *, quotes, nvml, http=None, clock=None):
     collateral, services = store(tmp_path)
-    quotes = device(tmp_path, provider=b"sev_guest")
-    findings = examine(
+    return examine(
         device=quotes,
-        gpus=NvmlGpus(PretendedNvml(dev_tools=1)),
+        open_gpus=None if nvml is None else lambda: NvmlGpus(nvml),
         collateral=collateral,
-        http=services,
-        clock_s=Now(),
+        http=http or services,
+        clock_s=clock or Now(),
     )
+
+
+def dated(url, body, content_type):
+    answer = Services()(url, body, content_type)
+    return replace(answer, headers={**answer.headers, "date": formatdate(NOW_S, usegmt=True)})
+
+
+def test_doctor_names_every_lack_with_its_fix(tmp_path):
+    findings = examined(tmp_path, quotes=device(tmp_path, provider=b"sev_guest"), nvml=PretendedNvml(dev_tools=1))
     assert [(f.name, f.passed) for f in findings] == [
-        ("quote", False), ("event-logs", False), ("collateral", False), ("clock", False), ("gpu", False),
+        ("td-device", False), ("quote", False), ("event-logs", False), ("intel-collateral", False), ("clock", False),
+        ("gpu-driver", True), ("gpu-cc-mode", False), ("gpu-report", False), ("gpu-collateral", False),
     ]  # fmt: skip
-    assert all(finding.fix for finding in findings)
+    assert all(bool(finding.fix) != finding.passed for finding in findings)
+    assert "DevTools" in next(f.detail for f in findings if f.name == "gpu-cc-mode")
 
 
 def test_doctor_is_content_with_a_good_machine(tmp_path):
-    collateral, services = store(tmp_path)
     (tmp_path / "runtime.json").write_bytes(MACHINE.logs()[1][1])
-
-    def http(url, body, content_type):
-        answer = services(url, body, content_type)
-        return replace(answer, headers={**answer.headers, "date": formatdate(NOW_S, usegmt=True)})
-
-    findings = examine(
-        device=device(tmp_path), gpus=NvmlGpus(PretendedNvml()), collateral=collateral, http=http, clock_s=Now()
-    )
+    findings = examined(tmp_path, quotes=device(tmp_path), nvml=PretendedNvml(), http=dated)
+    assert len(findings) == 9
     assert all(finding.passed for finding in findings), findings
+
+
+def test_doctor_asks_a_machine_without_a_gpu_for_none(tmp_path):
+    (tmp_path / "runtime.json").write_bytes(MACHINE.logs()[1][1])
+    findings = examined(tmp_path, quotes=device(tmp_path), nvml=None, http=dated)
+    assert [finding.name for finding in findings if "gpu" in finding.name] == []
+
+
+def test_doctor_measures_the_clock_against_intels(tmp_path):
+    late = examined(tmp_path, quotes=device(tmp_path), nvml=None, http=dated, clock=lambda: NOW_S + 61)
+    clock = next(finding for finding in late if finding.name == "clock")
+    assert not clock.passed
+    assert "61 s" in clock.detail
+    assert "NTP" in clock.fix
+
+
+def test_doctor_lives_on_where_there_is_no_driver(tmp_path):
+    def without():
+        raise ConfigError("NVML's Python module is not installed", advice="pip install")
+
+    collateral, services = store(tmp_path)
+    findings = examine(device=device(tmp_path), open_gpus=without, collateral=collateral, http=services, clock_s=Now())
+    assert [f.passed for f in findings if f.name.startswith("gpu")] == [False] * 4
 
 
 def test_default_paths_are_the_kernels():

@@ -35,6 +35,10 @@ _ATTRIBUTE_BYTES_MAX: Final = 256
 class QuoteDevice(Protocol):
     """Where quotes and event logs come from. Blocking."""
 
+    def describe(self) -> str:
+        """What it is, in words, once it is known to be there. Raises `Unavailable`."""
+        ...
+
     def quote(self, report_data: bytes) -> bytes:
         """A quote over exactly 64 bytes. Raises `Unavailable`."""
         ...
@@ -92,6 +96,28 @@ class ConfigfsDevice:
         self._runtime_log = runtime_log
         self._files = files or TsmFiles()
 
+    def describe(self) -> str:
+        """The kernel's report entry of a TDX guest. Raises `Unavailable`."""
+        try:
+            self._files.ensure_directory(self._entry)
+            self._check_provider()
+        except (OSError, ValueError) as error:
+            raise self._failed(error) from error
+        return f"the kernel's TDX guest device at {self._entry.parent}"
+
+    def _check_provider(self) -> None:
+        provider = self._files.read(self._entry / "provider", _ATTRIBUTE_BYTES_MAX).strip().decode("ascii", "replace")
+        if provider != PROVIDER:
+            raise Unavailable(
+                f"the quote device is {provider[:32]!r}, not a TDX guest", advice="Start the guest with TDX."
+            )
+
+    def _failed(self, error: Exception) -> Unavailable:
+        return Unavailable(
+            f"the quote device failed: {error}",
+            advice=f"Check that {self._entry.parent} exists (Linux 6.7+, CONFIG_TDX_GUEST_DRIVER) and run as root.",
+        )
+
     def quote(self, report_data: bytes) -> bytes:
         """One quote, with its zero padding cut off.
 
@@ -103,20 +129,13 @@ class ConfigfsDevice:
         try:
             files.ensure_directory(entry)
             with files.locked(entry):
-                provider = files.read(entry / "provider", _ATTRIBUTE_BYTES_MAX).strip().decode("ascii", "replace")
-                if provider != PROVIDER:
-                    raise Unavailable(
-                        f"the quote device is {provider[:32]!r}, not a TDX guest", advice="Start the guest with TDX."
-                    )
+                self._check_provider()
                 before = self._generation()
                 files.write(entry / "inblob", report_data)
                 quote = files.read(entry / "outblob", limits.QUOTE_BYTES_MAX + 1)
                 moved = self._generation() - before
         except (OSError, ValueError) as error:
-            raise Unavailable(
-                f"the quote device failed: {error}",
-                advice=f"Check that {entry.parent} exists (Linux 6.7+, CONFIG_TDX_GUEST_DRIVER) and run as root.",
-            ) from error
+            raise self._failed(error) from error
         if moved != 1:
             raise Unavailable("another process used the quote device at the same time", retryable=True)
         return checked_quote(quote, report_data)

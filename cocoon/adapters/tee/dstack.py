@@ -43,6 +43,11 @@ class DstackDevice:
         self._path = path
         self._log: bytes | None = None
 
+    def describe(self) -> str:
+        """The agent's socket. Raises `Unavailable`."""
+        self._call("/Info", {})
+        return f"dstack's guest agent at {self._path}"
+
     def quote(self, report_data: bytes) -> bytes:
         """One quote over 64 bytes. Raises `Unavailable`."""
         assert len(report_data) == REPORT_DATA_BYTES

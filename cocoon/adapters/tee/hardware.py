@@ -74,7 +74,7 @@ class HardwareEnclave:
             fmspc, ca = platform_of(quote)
         except AttestationError as error:
             raise Unavailable(f"the quote names no platform: {error}") from error
-        rims, crls, answers = self._gpu_static(gpus[0]) if gpus else ((), (), ())
+        rims, crls, answers = gpu_collateral(self._collateral, gpus[0]) if gpus else ((), (), ())
         return Bundle(
             quote=quote,
             collateral=self._collateral.intel(fmspc=fmspc, ca=ca),
@@ -84,19 +84,6 @@ class HardwareEnclave:
             crls=crls,
             ocsp=answers,
         )
-
-    def _gpu_static(self, gpu: GpuEvidence) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...]]:
-        try:
-            report = read_report(gpu.report)
-            chain = load_pem_chain(gpu.chain, what="the device chain", reason="gpu.chain-format")
-            if len(chain) < CHAIN_LENGTH - 1:
-                raise Unavailable("the GPU's certificate chain is too short")
-            rim_ids = (report.driver_rim_id, report.vbios_rim_id)
-        except AttestationError as error:
-            raise Unavailable(f"the GPU's report cannot be read: {error}") from error
-        rims = tuple(self._collateral.rim(rim_id) for rim_id in rim_ids)
-        answer = self._collateral.ocsp(subject=chain[1], issuer=chain[2])
-        return rims, self._collateral.crls(), (answer,)
 
     async def check_and_set_ready(self, *, nonce: bytes, now_s: int) -> VerifiedGpu | None:
         """The guest verifies its own GPU as a client would, and lets it take work only then.
@@ -110,7 +97,7 @@ class HardwareEnclave:
         shown = await self.gpu_evidence(nonce)
 
         def check() -> VerifiedGpu:
-            rims, crls, answers = self._gpu_static(shown[0])
+            rims, crls, answers = gpu_collateral(self._collateral, shown[0])
             trail = Trail()
             genuine: GenuineReport = verify_report(
                 shown[0].report, shown[0].chain, anchors=self._anchors, now_s=now_s, nonce=nonce, trail=trail
@@ -122,3 +109,20 @@ class HardwareEnclave:
 
         async with self._lock:
             return await trio.to_thread.run_sync(check)
+
+
+def gpu_collateral(
+    collateral: CollateralStore, gpu: GpuEvidence
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[bytes, ...]]:
+    """RIMs, revocation lists and OCSP answers for one GPU's report. Blocking. Raises `Unavailable`."""
+    try:
+        report = read_report(gpu.report)
+        chain = load_pem_chain(gpu.chain, what="the device chain", reason="gpu.chain-format")
+        if len(chain) < CHAIN_LENGTH - 1:
+            raise Unavailable("the GPU's certificate chain is too short")
+        rim_ids = (report.driver_rim_id, report.vbios_rim_id)
+    except AttestationError as error:
+        raise Unavailable(f"the GPU's report cannot be read: {error}") from error
+    rims = tuple(collateral.rim(rim_id) for rim_id in rim_ids)
+    answer = collateral.ocsp(subject=chain[1], issuer=chain[2])
+    return rims, collateral.crls(), (answer,)
