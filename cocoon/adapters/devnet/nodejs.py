@@ -132,6 +132,8 @@ def _run_npm(node: NodeJs, folder: Path, target: Path, count: int, progress: Pro
         if process.poll() is None:
             process.kill()
             process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
     if code != 0:
         raise Unavailable(
             f"the npm packages could not be fetched ({errors[0] if errors else f'npm exited with {code}'})",

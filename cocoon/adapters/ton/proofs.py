@@ -313,7 +313,10 @@ def _check_signatures(given: Any, validators: dict[bytes, tuple[bytes, int]], bl
             if short_id not in validators:
                 raise ProofInvalid("a signature of somebody who is no validator")
             key, weight = validators[short_id]
-            verify(bytes(key), part["signature"], message)
+            try:
+                verify(bytes(key), part["signature"], message)
+            except BadSignature as error:
+                raise ProofInvalid("a block with a forged signature") from error
             signed[short_id] = weight
         if sum(signed.values()) * 3 <= sum(weight for _, weight in validators.values()) * 2:
             raise ProofInvalid("a block that too few validators signed")
