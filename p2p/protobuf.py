@@ -89,6 +89,11 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def varint_bytes(value: int) -> int:
+    """`len(varint(value))`."""
+    return max(1, (value.bit_length() + 6) // 7)
+
+
 def bytes_field(number: int, value: bytes) -> bytes:
     return b"%b%b%b" % (varint(number << 3 | BYTES), varint(len(value)), value)
 

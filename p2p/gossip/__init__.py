@@ -10,6 +10,7 @@ from p2p.gossip.messages import (
     encode_rpc,
     id_of_source_and_seqno,
     id_of_whole_message,
+    rpc_bytes,
 )
 from p2p.gossip.settings import (
     PROTOCOL_V11,
@@ -49,6 +50,7 @@ __all__ = [
     "id_of_source_and_seqno",
     "id_of_whole_message",
     "is_signed_by_source",
+    "rpc_bytes",
     "signer",
     "topic_score_for_rate",
 ]

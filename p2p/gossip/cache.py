@@ -49,7 +49,7 @@ class SeenCache:
 
 class Cached(NamedTuple):
     message: Message
-    sent: dict[bytes, int]  # peer → times sent on its IWANT
+    sent: dict[bytes, int]  # peer → how often it asked for it by IWANT
 
 
 class MessageCache:

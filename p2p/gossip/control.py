@@ -90,6 +90,8 @@ def _ihave(state: RouterState, neighbour: Neighbour, rpc: Rpc, now: int) -> tupl
         return ()
     neighbour.ihave_messages += 1
     if neighbour.ihave_messages > settings.ihave_messages_max:
+        if neighbour.ihave_messages > settings.ihave_messages_flood:
+            state.scores.misbehaved(neighbour.peer, neighbour.score)
         return ()
     wanted: dict[bytes, None] = {}
     for topic, ids in rpc.ihave:
@@ -116,14 +118,22 @@ def _iwant(state: RouterState, neighbour: Neighbour, ids: tuple[bytes, ...], eff
     settings = state.settings
     if neighbour.score.value < settings.score.gossip_threshold:
         return
+    neighbour.iwant_ids += len(ids)
+    if neighbour.iwant_ids > settings.iwant_ids_max:
+        state.scores.misbehaved(neighbour.peer, neighbour.score)
+        return
     messages: list[Message] = []
+    is_insatiable = False
     for message_id in dict.fromkeys(ids):
         cached = state.cache.get(message_id)
         if cached is None or message_id in neighbour.dont_send:
             continue
-        sent = cached.sent.get(neighbour.peer, 0)
-        if sent < settings.retransmissions_max:
-            cached.sent[neighbour.peer] = sent + 1
+        asked = cached.sent[neighbour.peer] = cached.sent.get(neighbour.peer, 0) + 1
+        if asked <= settings.retransmissions_max:
             messages.append(cached.message)
+        elif asked > 2 * settings.retransmissions_max:  # answers that crossed explain a few
+            is_insatiable = True
+    if is_insatiable:
+        state.scores.misbehaved(neighbour.peer, neighbour.score)
     if messages:
         effects.append(Send((neighbour.peer,), Rpc(messages=tuple(messages))))

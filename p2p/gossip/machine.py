@@ -239,13 +239,21 @@ class Router:
             return []
         if neighbour.score.value < self._settings.score.graylist_threshold and not neighbour.is_explicit:
             state.counters.rpcs_graylisted += 1  # "the peer is graylisted and its RPCs are ignored"
+            state.scores.misbehaved(peer, neighbour.score, self._settings.graylisted_penalty)
+            return []
+        neighbour.mesh_changes += len(rpc.subscriptions) + len(rpc.graft) + len(rpc.prune)
+        if neighbour.mesh_changes > self._settings.mesh_changes_max and not neighbour.is_explicit:
+            state.scores.misbehaved(peer, neighbour.score)
             return []
         effects: list[Effect] = []
+        has_room = True
         for is_subscribed, topic in rpc.subscriptions:
             if is_subscribed:
-                state.subscribed(neighbour, topic)
+                has_room = state.subscribed(neighbour, topic) and has_room
             else:
                 state.unsubscribed(neighbour, topic)
+        if not has_room:  # in more topics than a peer may be
+            state.scores.misbehaved(peer, neighbour.score)
         for message in rpc.messages:
             self._message(neighbour, message, now, effects)
         if rpc.graft or rpc.prune or rpc.ihave or rpc.iwant or rpc.idontwant:

@@ -65,6 +65,7 @@ def _judge(state: RouterState, *, now: int) -> None:
             state.scores.misbehaved(peer, neighbour.score, count)
     for neighbour in state.neighbours.values():
         neighbour.ihave_messages = neighbour.ihave_ids = neighbour.idontwant_ids = 0
+        neighbour.iwant_ids = neighbour.mesh_changes = 0
         if neighbour.dont_send:
             for message_id in [i for i, tick in neighbour.dont_send.items() if tick <= state.tick]:
                 del neighbour.dont_send[message_id]

@@ -118,6 +118,10 @@ class GossipSettings:
     iwant_followup_s: float = 3.0
     retransmissions_max: int = 3
     ihave_messages_max: int = 10  # per peer and heartbeat
+    ihave_messages_flood: int = 100  # beyond it each one is blamed: no late heartbeat of ours explains so many
+    iwant_ids_max: int = 10_000  # per peer and heartbeat, then blamed: twice what we announce at most
+    mesh_changes_max: int = 1024  # GRAFT, PRUNE and (un)subscriptions per peer and heartbeat, then blamed
+    graylisted_penalty: float = 0.01  # P7 for each RPC of a graylisted peer: who goes on flooding is disconnected
     graft_ihave_ids_max: int = 200  # news told to a peer that comes into the mesh
     ihave_ids_max: int = 5000  # per peer and heartbeat, both ways
     # v1.2

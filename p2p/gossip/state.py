@@ -59,6 +59,8 @@ class Neighbour:
         "ihave_messages",
         "is_explicit",
         "is_outbound",
+        "iwant_ids",
+        "mesh_changes",
         "peer",
         "score",
         "topic_buckets",
@@ -77,7 +79,8 @@ class Neighbour:
         self.bucket: TokenBucket | None = None
         self.topic_buckets: dict[str, TokenBucket] = {}  # of topics that we joined
         self.dont_send: dict[bytes, int] = {}  # id → tick at which to forget it
-        self.ihave_messages = self.ihave_ids = self.idontwant_ids = 0  # since the last heartbeat
+        self.ihave_messages = self.ihave_ids = self.idontwant_ids = 0  # since the last heartbeat, and:
+        self.iwant_ids = self.mesh_changes = 0
 
 
 class Backoffs:

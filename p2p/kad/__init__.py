@@ -1,7 +1,16 @@
 """Kademlia DHT, sans-IO: a node, its routing table, lookups and stores."""
 
 from p2p.kad.machine import Ask, Done, Effect, KadNode, Send, TooManyOperations
-from p2p.kad.messages import KadMessage, KadMessageInvalid, KadPeer, Kind, Record, decode_message, encode_message
+from p2p.kad.messages import (
+    KadMessage,
+    KadMessageInvalid,
+    KadPeer,
+    Kind,
+    Record,
+    decode_message,
+    encode_message,
+    message_bytes,
+)
 from p2p.kad.operations import (
     ClosestFound,
     PeerFound,
@@ -13,13 +22,14 @@ from p2p.kad.operations import (
 )
 from p2p.kad.settings import KadSettings
 from p2p.kad.store import RecordInvalid, RecordValidator
-from p2p.kad.table import network_groups, no_groups
+from p2p.kad.table import GroupsOf, network_groups, no_groups
 
 __all__ = [
     "Ask",
     "ClosestFound",
     "Done",
     "Effect",
+    "GroupsOf",
     "KadMessage",
     "KadMessageInvalid",
     "KadNode",
@@ -39,6 +49,7 @@ __all__ = [
     "ValuePut",
     "decode_message",
     "encode_message",
+    "message_bytes",
     "network_groups",
     "no_groups",
 ]

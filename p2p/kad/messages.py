@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from enum import IntEnum
 
-from p2p.protobuf import BYTES, VARINT, ProtobufInvalid, bytes_field, fields, varint_field
+from p2p.protobuf import BYTES, VARINT, ProtobufInvalid, bytes_field, fields, varint_bytes, varint_field
 
 MESSAGE_BYTES_MAX = 64 * 1024  # 20 + 64 peers of 8 addresses fit twice
 KEY_BYTES_MAX = 128
@@ -71,6 +71,20 @@ def encode_message(message: KadMessage) -> bytes:
     parts += [bytes_field(8, _encode_peer(peer)) for peer in message.closer]
     parts += [bytes_field(9, _encode_peer(peer)) for peer in message.providers]
     return b"".join(parts)
+
+
+def message_bytes(message: KadMessage) -> int:
+    """`len(encode_message(message))` without encoding: what a simulation charges for it."""
+    total = 2 + (_field_bytes(len(message.key)) if message.key else 0)
+    if message.record is not None:
+        total += _field_bytes(_field_bytes(len(message.record.key)) + _field_bytes(len(message.record.value)))
+    for peer in (*message.closer, *message.providers):
+        total += _field_bytes(_field_bytes(len(peer.peer)) + sum(_field_bytes(len(a)) for a in peer.addresses))
+    return total
+
+
+def _field_bytes(size: int) -> int:
+    return 1 + varint_bytes(size) + size
 
 
 def _encode_peer(peer: KadPeer) -> bytes:
