@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,9 @@ from typing import Any, Final, TextIO
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
+
+# Names, errors and answers come from strangers: on a terminal, nothing but a line end and a tab may steer it.
+_STEERING: Final = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 _BOLD, _RED, _DIM, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[2m", "\x1b[0m"
 
@@ -21,40 +25,49 @@ class Console:
         self.json_output = json_output
         self._out = out if out is not None else sys.stdout
         self._err = err if err is not None else sys.stderr
-        self._err_colour = self._err.isatty() and "NO_COLOR" not in os.environ
+        self._out_steers, self._err_steers = self._out.isatty(), self._err.isatty()
+        self._err_colour = self._err_steers and "NO_COLOR" not in os.environ
 
     @property
     def is_terminal(self) -> bool:
         """A person reads our talk."""
-        return self._err.isatty()
+        return self._err_steers
 
     def say(self, text: str = "") -> None:
         """Talk: progress, hints, headings."""
-        print(text, file=self._err, flush=True)
+        self._talk(text)
 
     def progress(self, text: str) -> None:
         """Talk that matters only while it happens; dimmed on a terminal."""
-        self.say(f"{_DIM}{text}{_PLAIN}" if self._err_colour else text)
+        self._talk(text, style=_DIM)
 
     def notice(self, text: str) -> None:
         """Talk that must not be overlooked."""
-        self.say(f"{_BOLD}{text}{_PLAIN}" if self._err_colour else text)
+        self._talk(text, style=_BOLD)
+
+    def _talk(self, text: str, *, label: str = "", style: str = "") -> None:
+        shown = text.translate(_STEERING) if self._err_steers else text
+        if style and self._err_colour:
+            shown = f"{style}{label}{_PLAIN} {shown}" if label else f"{style}{shown}{_PLAIN}"
+        elif label:
+            shown = f"{label} {shown}"
+        print(shown, file=self._err, flush=True)
 
     def line(self, text: str) -> None:
         """Data for people. Nothing in JSON mode."""
-        if not self.json_output:
-            print(text, file=self._out, flush=True)
+        self.text(text + "\n")
 
     def text(self, piece: str) -> None:
         """A piece of streamed data for people, without a line end. Nothing in JSON mode."""
         if not self.json_output:
-            self._out.write(piece)
+            self._out.write(piece.translate(_STEERING) if self._out_steers else piece)
             self._out.flush()
 
     def data(self, value: Mapping[str, Any]) -> None:
-        """Data for programs: one object on one line. Nothing outside JSON mode."""
+        """Data for programs: one object on one line. Nothing outside JSON mode. A missing figure (NaN) is null."""
         if self.json_output:
-            print(json.dumps(value, ensure_ascii=False, separators=(",", ":")), file=self._out, flush=True)
+            plain = json.dumps(_without_nan(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+            print(plain, file=self._out, flush=True)
 
     def table(self, headings: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = ()) -> None:
         """Data for people in columns; those in `right` are aligned to the right."""
@@ -82,11 +95,20 @@ class Console:
             message, advice, code, name = _unforeseen(cause)
         if self.json_output:
             self.data({"error": {"code": name, "message": message, "advice": advice}})
-        label = f"{_RED}error:{_PLAIN}" if self._err_colour else "error:"
-        self.say(f"{label} {message}")
+        self._talk(message, label="error:", style=_RED)
         if advice:
             self.say(advice)
         return code
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value
 
 
 def _unforeseen(error: BaseException) -> tuple[str, str, int, str]:

@@ -137,3 +137,40 @@ def test_a_reader_that_leaves_is_no_crash() -> None:
         f"{sys.executable} -m cocoon --help | true", shell=True, capture_output=True, text=True, timeout=30, check=False
     )
     assert "Traceback" not in ran.stderr
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+HOSTILE = "a\x1b]52;c;ZXZpbA==\x07b\x9b2Jc\rd\tä\n"
+
+
+def test_what_strangers_write_cannot_steer_the_terminal() -> None:
+    out, err = _Terminal(), _Terminal()
+    console = Console(json_output=False, out=out, err=err)
+    console.text(HOSTILE)
+    console.line(HOSTILE)
+    console.say(HOSTILE)
+    console.notice(HOSTILE)
+    console.table(("NAME",), [[HOSTILE]])
+    console.explain(NoProvider(HOSTILE, advice=HOSTILE))
+    for shown in (out.getvalue(), err.getvalue()):
+        plain = shown.replace("\x1b[1m", "").replace("\x1b[31m", "").replace("\x1b[0m", "")  # our own colours
+        assert not set("\x1b\x07\x9b\r") & set(plain)
+        assert "\tä\n" in plain
+
+
+def test_what_goes_into_a_file_is_left_as_it_is() -> None:
+    out = io.StringIO()
+    Console(json_output=False, out=out, err=io.StringIO()).text(HOSTILE)
+    assert out.getvalue() == HOSTILE
+
+
+def test_json_output_is_json_also_where_a_figure_is_missing() -> None:
+    out = io.StringIO()
+    figures = {"ratio": float("nan"), "rows": [{"p50": float("inf"), "n": 1.5}], "pair": (1, float("-inf"))}
+    Console(json_output=True, out=out, err=io.StringIO()).data(figures)
+    shown = json.loads(out.getvalue(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert shown == {"ratio": None, "rows": [{"p50": None, "n": 1.5}], "pair": [1, None]}
