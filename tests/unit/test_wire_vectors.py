@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from cocoon.attest.evidence import GpuPart, Hardware, Part, SavedEvidence
 from cocoon.attest.statement import Statement
 from cocoon.serve import sealing
 from cocoon.types import Secret
@@ -19,6 +20,7 @@ from cocoon.wire import messages as wire
 from cocoon.wire.codec import decode, decode_as, encode
 from cocoon.wire.messages import Message, SealedRequest, SessionMessage
 
+ATTESTED: dict[str, Any] = {kind.__name__: kind for kind in (Statement, Hardware, GpuPart, Part, SavedEvidence)}
 FOLDER = Path(__file__).parents[1] / "vectors" / "wire"
 
 
@@ -45,7 +47,7 @@ def test_the_recorded_bytes_are_what_the_code_makes(name: str) -> None:
 
 @pytest.mark.parametrize("vector", MESSAGES, ids=lambda vector: vector["message"])
 def test_every_recorded_message_decodes_and_encodes_to_the_same_bytes(vector: dict[str, str]) -> None:
-    kind: Any = Statement if vector["message"] == "Statement" else getattr(wire, vector["message"])
+    kind: Any = ATTESTED.get(vector["message"]) or getattr(wire, vector["message"])
     data = bytes.fromhex(vector["hex"])
     assert encode(decode_as(data, kind, bytes_max=1 << 20)) == data
     if kind in SessionMessage.__args__:  # type: ignore[attr-defined]
@@ -59,7 +61,7 @@ def test_every_message_has_a_vector() -> None:
         for name, value in vars(wire).items()
         if isinstance(value, type) and issubclass(value, Message) and name not in parts
     }
-    assert every | {"Statement"} == {vector["message"] for vector in MESSAGES}
+    assert every | ATTESTED.keys() == {vector["message"] for vector in MESSAGES}
 
 
 def test_every_session_message_has_its_own_tag() -> None:
@@ -92,14 +94,14 @@ def test_the_cddl_names_every_field_of_every_message_in_order() -> None:
     text = (Path(__file__).parents[2] / "docs" / "protocol" / "messages.cddl").read_text()
     rules = dict(re.findall(r"^([a-z-]+) = \[\n(.*?)^\]", text, re.MULTILINE | re.DOTALL))
     kinds = [value for value in vars(wire).values() if isinstance(value, type) and issubclass(value, Message)]
-    for kind in [*kinds, Statement]:
+    for kind in [*kinds, *ATTESTED.values()]:
         if not kind.__struct_fields__:
             continue
         lines = [line.strip().rstrip(",") for line in rules[_kebab(kind.__name__)].splitlines()]
         tag = kind.__struct_config__.tag
         expected = ([str(tag)] if tag is not None else []) + list(kind.__struct_fields__)
         assert [line.split(":")[0] for line in lines] == expected
-    assert len(rules) == len([kind for kind in kinds if kind.__struct_fields__]) + 1
+    assert len(rules) == len([kind for kind in kinds if kind.__struct_fields__]) + len(ATTESTED)
 
 
 def _kebab(name: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import nacl.signing
 
+from cocoon.attest.evidence import GpuPart, Hardware, Part, PartKind, SavedEvidence
 from cocoon.attest.statement import Statement, encode_statement, signed_statement, statement_digest
 from cocoon.errors import SealError
 from cocoon.ports.engine import Delta
@@ -289,7 +290,45 @@ def message_values() -> list[tuple[wire.Message, str]]:
         (signed_beacon, "the signature is not genuine"),
         (wire.OffersQuery(model=b""), "all offers, please"),
         (wire.OffersReply(offers=[encode(signed_offer)], beacons=[encode(signed_beacon)]), "one of each"),
+        (wire.BlobQuery(digest=named("blob"), offset=65_536), "the rest of a part, please"),
+        (wire.BlobPiece(total=65_540, data=b"rest"), "the last four bytes"),
         (STATEMENT, "S at trust level open"),
+        *evidence_values(values["statement"]),
+    ]
+
+
+def evidence_values(statement: bytes) -> list[tuple[wire.Message, str]]:
+    """Hardware evidence in shape only: its content has vectors of its own in `tests/vectors/attestation`."""
+    part = Part(kind=int(PartKind.CRL), digest=hashlib.sha256(b"list").digest(), data=b"list")
+    named_part = Part(kind=int(PartKind.COLLATERAL), digest=named("collateral"), data=b"")
+    gpu = GpuPart(report=b"report", chain=b"chain")
+    hardware = Hardware(
+        version=1,
+        quote=b"quote",
+        nonce_index=2,
+        nonce_path=[named("sibling"), named("uncle")],
+        gpus=[gpu],
+        ocsp=[b"answer"],
+        parts=[named_part, part],
+    )
+    saved = SavedEvidence(
+        network=DEVNET,
+        nonce=named("N"),
+        peer=public("P"),
+        operator=public("O"),
+        model=named("model"),
+        payout=bytes(32),
+        statement=statement,
+        operator_signature=key("O").sign(signed_statement(Network.DEVNET, statement)).signature,
+        peer_signature=key("P").sign(signed_statement(Network.DEVNET, statement)).signature,
+        hardware=b"",
+        saved_s=1_795_000_000,
+    )
+    return [
+        (part, "a static part, inline"),
+        (gpu, "one GPU"),
+        (hardware, "one of up to four clients that share a quote; collateral by digest"),
+        (saved, "a session at trust level open, saved"),
     ]
 
 
