@@ -62,6 +62,24 @@ class Reacher:
             self.client.want(self._reach.relay_use is RelayUse.ALWAYS)
             nursery.start_soon(self.client.run)
 
+        if self._reach.mdns and self._swarm.policy.allow_private:
+            nursery.start_soon(self._live_locally)
+        if self._reach.upnp and self._is_listening:
+            nursery.start_soon(self._keep_port_forwarded)
+
+    async def _live_locally(self) -> None:
+        from p2p.driver.local import LocalPeers  # its libraries are loaded by those only who ask for it
+
+        try:
+            await LocalPeers(self._host).run()
+        except OSError as error:  # no multicast here
+            log.warning("mdns.unavailable", extra={"error": type(error).__name__})
+
+    async def _keep_port_forwarded(self) -> None:
+        from p2p.driver.local import RouterPort
+
+        await RouterPort(self._host).run()
+
     async def _relayed_in(self, link: MuxedConnection) -> None:
         if self._reach.hole_punching:
             await self.puncher.punch(link)

@@ -29,6 +29,7 @@ def settings_of(given: dict[str, Any]) -> p2p.NodeSettings:
         check_delay_s=0.3,
         check_interval_s=10.0,
         hole_punching=given.get("hole_punching", True),
+        mdns=given.get("mdns", False),
         relay_use=p2p.RelayUse(given.get("relay_use", "when needed")),
     )
     return p2p.NodeSettings(

@@ -268,3 +268,22 @@ def test_where_the_nats_allow_it_the_relayed_connection_becomes_direct(world: Wo
 
     world.make(rule)
     trio.run(main)
+
+
+def test_peers_on_one_network_find_each_other_without_a_bootstrap_peer(world: World) -> None:
+    """mDNS, on the bridge between the routers, where `pub` and one router's namespace sit side by side."""
+
+    async def main() -> None:
+        with trio.fail_after(60):
+            async with (
+                open_peer(world, "pub", listen=[f"/ip4/10.77.0.1/tcp/{PORT}"], mdns=True) as one,
+                open_peer(world, "net", listen=[f"/ip4/10.77.0.2/tcp/{PORT}"], mdns=True) as other,
+            ):
+                started = time.perf_counter()
+                while other.peer not in {who for who, _, _ in (await one.ask("connections"))["to"]}:
+                    await trio.sleep(0.1)
+                print(f"\nfound on the local network after {time.perf_counter() - started:.1f} s")
+
+    world.make(REMEMBERED_PORTS)
+    world.within("net", "ip", "address", "add", "10.77.0.2/24", "dev", "br0")
+    trio.run(main)
