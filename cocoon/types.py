@@ -120,6 +120,17 @@ class TrustLevel(Enum):
         """Higher is stronger; `OPEN` is 0."""
         return {"open": 0, "simulated": 1, "cpu-confidential": 2, "confidential": 3}[self.value]
 
+    @property
+    def words(self) -> str:
+        """What it is worth, for people who read an answer and not the documentation."""
+        return {
+            "open": "nothing was proven: the operator of the provider can read prompt and answer",
+            "simulated": "a software TEE, where every check runs and nothing is protected: "
+            "the operator of the provider can read prompt and answer",
+            "cpu-confidential": "an Intel TDX guest with an accepted image; no GPU was proven",
+            "confidential": "an Intel TDX guest with an accepted image, and an NVIDIA GPU in confidential mode",
+        }[self.value]
+
 
 class TeeKind(IntFlag):
     """TEE bits of an offer."""

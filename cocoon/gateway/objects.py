@@ -144,6 +144,7 @@ def _choice_object(choice: Choice) -> dict[str, Any]:
         "offer": reply.offer.digest.hex(),
         "model_digest": reply.offer.model.hex(),
         "trust": reply.trust.value,
+        "trust_words": reply.trust.words,
         "receipt": receipt_object(summary),
         "cost_nano": summary.cost_nano,
         "ttft_ms": None if reply.first_token_ms is None else round(reply.first_token_ms, 3),

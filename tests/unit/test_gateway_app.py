@@ -81,6 +81,7 @@ def test_a_chat_is_answered_with_its_usage_receipt_and_provider(play: Any) -> No
     about = answer["x_cocoon"]
     assert about["provider"] == PROVIDER
     assert about["trust"] == "open"
+    assert "can read prompt and answer" in about["trust_words"]
     assert about["receipt"]["verified"] is True
     assert about["receipt"]["completion_tokens"] == 3
     assert about["attempts"] == ["12D3: refused: busy"]
