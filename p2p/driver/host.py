@@ -38,6 +38,7 @@ from p2p.driver.negotiate import answer, propose
 from p2p.driver.relayed import RelayTransport
 from p2p.driver.swarm import CocoonSwarm
 from p2p.driver.transport import NoiseYamuxTcp
+from p2p.driver.websocket import WebSocketTransport
 from p2p.errors import FrameInvalid, FrameTooLarge, OpenFailed
 from p2p.framing import FrameReader, encode_frame
 from p2p.interface import KIB, NodeSettings
@@ -88,11 +89,18 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
         self.settings = settings
         self.counters = counters
         self.transport = transport
+        self.websocket: WebSocketTransport | None = None
         self.nursery: trio.Nursery | None = None
         self.agents: dict[ID, str] = {}
         self.observed: dict[ID, str] = {}  # our address as each connected peer sees it, by its own words
         self.on_identified: Callable[[ID], None] = lambda _: None
         self._identifying: set[ID] = set()
+
+    def run_in(self, nursery: trio.Nursery) -> None:
+        """Where its tasks live from now on."""
+        self.nursery = nursery
+        if self.websocket is not None:
+            self.websocket.nursery = nursery
 
     # --- streams -----------------------------------------------------------------------------------------
 
@@ -263,16 +271,18 @@ def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> Gua
         upgrade_timeout_s=settings.limits.handshake_timeout_s,
         share_listening_port=settings.reach.hole_punching,
     )
+    websocket = WebSocketTransport(transport)
     through_relay = RelayTransport(transport)
     swarm = CocoonSwarm(
         peer_id,
         peerstore,
         upgrader,
-        transports=[transport, through_relay],
+        transports=[transport, websocket, through_relay],
         limits=settings.limits,
         policy=DialPolicy(allow_private=settings.allow_private_addresses),
         counters=counters,
     )
     host = GuardedHost(swarm, settings=settings, counters=counters, transport=transport)
     through_relay.attach(host)
+    host.websocket = websocket
     return host

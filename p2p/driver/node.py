@@ -108,7 +108,7 @@ async def _run(
         async with AsyncExitStack() as stack:
             nursery = await stack.enter_async_context(trio.open_nursery())
             try:
-                node.host.nursery = nursery
+                node.host.run_in(nursery)
                 if node.gossip is not None:
                     await stack.enter_async_context(node.gossip.running())
                 await stack.enter_async_context(node.dht.running())

@@ -28,7 +28,7 @@ from libp2p.security.noise.exceptions import PeerIDMismatchesPubkey
 from libp2p.transport.exceptions import SecurityUpgradeFailure
 from multiaddr import Multiaddr
 
-from p2p.addresses import Address, DialPolicy, HostKind, parse_address
+from p2p.addresses import Address, DialPolicy, HostKind, Transport, parse_address
 from p2p.counters import Counters
 from p2p.errors import AddressInvalid, AddressRefused, DialFailed, P2PError
 from p2p.interface import DialFailure, Limits
@@ -157,6 +157,8 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
         self.policy.check(address)
         if address.relay in (str(peer_id), str(self.get_peer_id())):
             raise DialError("a peer is not its own relay")
+        if address.transport is Transport.QUIC:
+            raise DialError("no transport for quic-v1")
         self.counters.dials += 1
         try:
             with trio.fail_after(self.limits.dial_timeout_s):

@@ -55,6 +55,8 @@ ACCEPT_PAUSE_S = 0.1  # when the process is out of file descriptors
 NANOSECONDS = 1_000_000_000
 SOURCE_TAKEN = (errno.EADDRINUSE, errno.EADDRNOTAVAIL)  # the same two ends are, or were just now, connected
 
+SOCKET_ERRORS = (P2PError, OSError, trio.TooSlowError)
+
 ConnectionHandler = Callable[[Any], Awaitable[None]]
 
 
@@ -132,6 +134,10 @@ class MuxedConnection(Link, IMuxedConn):  # type: ignore[misc]
         Link.__init__(self, sock, connection, early_events, **options)
         self.peer_id = ID(self.remote_peer)
 
+    def note_remote(self, address: tuple[str, int]) -> None:
+        """Where the other end is, for a connection whose socket cannot say."""
+        self._remote_address = address
+
     @property
     def is_initiator(self) -> bool:
         return self.is_dialer
@@ -200,6 +206,7 @@ class NoiseYamuxTcp(ITransport):  # type: ignore[misc]
     """TCP with our Noise and yamux. `seed`: the 32-byte ed25519 seed of the host's identity."""
 
     provides_native_muxing = True
+    address_suffix = ""
 
     def __init__(
         self,
@@ -261,7 +268,7 @@ class NoiseYamuxTcp(ITransport):  # type: ignore[misc]
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
                 sock.bind(source)
             await _connect(sock, (host, port))
-            link = await self.upgrade(sock, is_dialer=is_dialer, expected_peer=_peer_of(maddr))
+            link = await self.upgrade(sock, is_dialer=is_dialer, expected_peer=peer_of(maddr))
         except NoiseError as error:
             sock.close()
             raise OpenConnectionError(f"the secure handshake failed: {error}") from _security_failure(error)
@@ -314,7 +321,8 @@ class NoiseYamuxListener(IListener):  # type: ignore[misc]
 
     background_nursery: trio.Nursery | None = None  # set by the swarm before `listen`
 
-    def __init__(self, transport: NoiseYamuxTcp, handler: ConnectionHandler) -> None:
+    def __init__(self, transport: Any, handler: ConnectionHandler) -> None:
+        """`transport`: whose `upgrade` makes a connection of a socket."""
         self._transport = transport
         self._handler = handler
         self._addresses: list[Multiaddr] = []
@@ -337,7 +345,8 @@ class NoiseYamuxListener(IListener):  # type: ignore[misc]
         except OSError as error:
             sock.close()
             raise OpenConnectionError(f"cannot listen on {maddr}: {error.strerror}") from error
-        self._addresses.append(_multiaddr(*sock.getsockname()[:2]))
+        bound = _multiaddr(*sock.getsockname()[:2])
+        self._addresses.append(Multiaddr(f"{bound}{self._transport.address_suffix}"))
         self._transport.listening_ports.setdefault(family, sock.getsockname()[1])
         scope = trio.CancelScope()
         self._scopes.append(scope)
@@ -419,6 +428,19 @@ async def _connect(sock: socket.socket, address: tuple[str, int]) -> None:
         raise OSError(code, os.strerror(code))
 
 
+async def connect_tcp(maddr: Multiaddr) -> socket.socket:
+    """Raises OSError, OpenConnectionError."""
+    family, host, port = _endpoint(maddr)
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        _prepare(sock)
+        await _connect(sock, (host, port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 def _endpoint(maddr: Multiaddr) -> tuple[socket.AddressFamily, str, int]:
     names = [protocol.name for protocol in maddr.protocols()]
     if names[:2] not in (["ip4", "tcp"], ["ip6", "tcp"]):
@@ -427,7 +449,7 @@ def _endpoint(maddr: Multiaddr) -> tuple[socket.AddressFamily, str, int]:
     return family, str(maddr.value_for_protocol(names[0])), int(maddr.value_for_protocol("tcp"))
 
 
-def _peer_of(maddr: Multiaddr) -> bytes | None:
+def peer_of(maddr: Multiaddr) -> bytes | None:
     """The peer that the address names, who alone may answer."""
     if "p2p" not in [protocol.name for protocol in maddr.protocols()]:
         return None

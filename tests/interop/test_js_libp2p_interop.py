@@ -312,3 +312,26 @@ async def talk_through_a_relay(node: p2p.Node, js: JsPeer, relay: str) -> None:
         assert await stream.receive() == bytes(size)
         await stream.aclose()
         assert [c.relayed for c in another.connections() if c.peer == js.peer] == [True]
+
+
+def test_a_websocket_carries_it_all_in_both_directions() -> None:
+    async def main() -> None:
+        listening = ("/ip4/127.0.0.1/tcp/0/ws",)
+        ours = p2p.NodeSettings(allow_private_addresses=True, listen=listening, reach=NO_CHECKS)
+        with trio.fail_after(60):
+            async with p2p.open_node(ours, key=key_of("ours")) as node, js_peer(listen=list(listening)) as js:
+                node.handle(ECHO, echo_and_last_word, frame_bytes_max=FRAME_MAX, streams_per_peer_max=16)
+                assert "/ws/" in js.addresses[0]
+                async with await node.open_stream(
+                    js.peer, ECHO, addresses=js.addresses, frame_bytes_max=FRAME_MAX
+                ) as stream:
+                    for frame in FRAMES:
+                        await stream.send(frame)
+                        assert await stream.receive() == frame
+            async with p2p.open_node(ours, key=key_of("ours")) as node, js_peer() as js:
+                node.handle(ECHO, echo_and_last_word, frame_bytes_max=FRAME_MAX, streams_per_peer_max=16)
+                await js.ask("dial", address=node.addresses()[0])
+                assert await js.echo(node.peer, FRAMES) == [*FRAMES, b"after your end"]
+
+    js_folder()
+    trio.run(main)
