@@ -77,6 +77,7 @@ class RunningReply:
         self._looked_again = False
         self._running: RunningRequest | None = None
         self._listed: ListedOffer | None = None
+        self._view: OfferView | None = None
         self._trust: TrustLevel | None = None
         self._accepted_ns = 0
         self._first_ns = 0
@@ -94,8 +95,10 @@ class RunningReply:
 
     @property
     def offer(self) -> OfferView:
-        """Under which offer."""
-        return offer_view(self._current, now=self._client.clock.now())
+        """Under which offer, as it stood when it was first asked for: making a view costs as much as half a token."""
+        if self._view is None or self._view.digest != self._current.offer.digest:
+            self._view = offer_view(self._current, now=self._client.clock.now())
+        return self._view
 
     @property
     def trust(self) -> TrustLevel:
