@@ -52,4 +52,3 @@ PPIDS_MAX: Final = 100_000
 # --- time ---
 CLOCK_SKEW_S: Final = 300  # a client's clock may be this far behind an issuer's
 FACTS_LIFE_S: Final = 600  # K5: a session says Hello again after ten minutes
-FACTS_CACHE_MAX: Final = 1_024  # sessions a client holds at once, with room

@@ -8,7 +8,7 @@ in S → RIMs and revocation. Whether that is *enough* is the policy's business 
 Which anchors are used is decided by the mode that S claims, and the modes' domains differ: real evidence never
 meets software roots, nor the other way round. Software anchors exist on devnet alone.
 
-No state is kept here but a bounded cache of verified RIMs; `FactsCache` is the caller's.
+No state is kept here but a bounded cache of verified RIMs; facts are the session's to keep.
 """
 
 from __future__ import annotations

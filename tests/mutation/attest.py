@@ -41,6 +41,7 @@ pytest_add_cli_args_test_selection = [
     "tests/unit/test_attest_vectors.py", "tests/unit/test_attest_attacks.py", "tests/unit/test_attest_binding.py",
     "tests/unit/test_attest_corners.py", "tests/unit/test_attest_mutants.py", "tests/unit/test_attest_policy.py",
     "tests/unit/test_attest_proving.py", "tests/unit/test_attest_collect.py", "tests/unit/test_attest_cli.py",
+    "tests/unit/test_attest_trail.py",
 ]
 pytest_add_cli_args = ["-p", "no:cacheprovider"]
 timeout_multiplier = 3.0

@@ -1,5 +1,6 @@
 """Tests that removing a single check made necessary: each kills a mutant that the other tables let live."""
 
+import hashlib
 import json
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from cocoon.attest import statement as st
 from cocoon.attest.certs import check_ocsp, load_ocsp
 from cocoon.attest.eventlog import LogKind, read_log
 from cocoon.attest.gpu.report import read_report as read_gpu_report
+from cocoon.attest.nonces import commit, committed_nonce
 from cocoon.attest.policy import TrustPolicy
 from cocoon.attest.quote import read_quote
 from cocoon.attest.trail import Trail
@@ -211,3 +213,14 @@ def test_bad_json_dates_are_refused():
         outer = {**made, "tcb_info": json.dumps({**tcb, "issueDate": bad})}
         verdict = parts.check_tdx(QUOTE, json.dumps(outer).encode(), now_s=NOW_S, anchors=ANCHORS)
         assert verdict.reason == "collateral.fields"
+
+
+def test_one_quote_answers_a_thousand_and_twenty_four_clients_and_a_longer_path_is_refused():
+    nonces = [hashlib.sha256(bytes([i >> 8, i & 255])).digest() for i in range(1 << limits.NONCE_PATH_MAX)]
+    root, paths = commit(nonces)
+    last = paths[-1]
+    assert committed_nonce(nonces[-1], index=last.index, path=last.siblings) == root
+    with pytest.raises(StaleEvidence, match="outside its tree"):
+        committed_nonce(nonces[-1], index=last.index, path=(*last.siblings, bytes(32)))
+    with pytest.raises(AssertionError):
+        commit([*nonces, bytes(32)])

@@ -9,7 +9,6 @@ from nacl.signing import SigningKey
 
 from cocoon.adapters.tee.software import software_release
 from cocoon.attest import ratchet
-from cocoon.attest.facts import FactsCache
 from cocoon.attest.images import ImagePolicy
 from cocoon.attest.judging import AllOf, AnyOf
 from cocoon.attest.policy import AgePolicy, MinimumLevel, PpidPolicy, TcbPolicy, TrustPolicy
@@ -260,22 +259,6 @@ def test_facts_live_ten_minutes_and_not_longer_than_what_they_rest_on():
     assert facts.expires_ns == NOW + 600 * SECOND_NS
     short = facts_of(evidence_of(collateral={"issued_s": NOW_S - 60, "life_s": 180}))
     assert short.expires_ns == (NOW_S + 120) * SECOND_NS
-
-
-def test_the_cache_gives_facts_back_until_they_end_and_stays_bounded():
-    cache = FactsCache(entries_max=2)
-    facts = facts_of()
-    cache.put(facts)
-    assert cache.get(facts.digest, now=NOW) is facts
-    assert cache.get(facts.digest, now=facts.expires_ns) is None
-    assert cache.get(facts.digest, now=NOW) is None
-    cache.put(facts)
-    assert cache.get(facts.digest, now=NOW - 1) is None
-    for i in range(5):
-        cache.put(replace(facts, digest=bytes([i]) * 32))
-    assert len(cache) == 2
-    cache.flush()
-    assert len(cache) == 0
 
 
 def test_a_ratchet_advances_with_what_is_newer_and_refuses_what_is_older():
