@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ import trio
 
 from cocoon.adapters.chain import open_chain
 from cocoon.adapters.devnet.devnet import Devnet, DevnetSettings, open_devnet
-from cocoon.adapters.devnet.tvm import prepare
+from cocoon.adapters.devnet.tvm import Tvm, configuration, prepare
 from cocoon.adapters.ton.global_config import GlobalConfig, parse_global_config
+from cocoon.adapters.ton.mnemonic import parse_words
 from cocoon.adapters.ton.reader import ChainReader
 from cocoon.adapters.ton.sending import ChainWallet
 from cocoon.errors import ConfigError, Unavailable
@@ -22,6 +25,10 @@ from cocoon.types import Network
 
 PACKAGES = Path(__file__).resolve().parents[2] / "build" / "npm"
 TON = 10**9
+WORDS = parse_words(
+    "topic glue soap maple parade excuse process enter world empower vendor drive keep alley unfold gadget rescue "
+    "insect fabric acquire absurd same rice note"
+)
 
 
 def need_node() -> None:
@@ -34,10 +41,19 @@ def need_node() -> None:
 
 @asynccontextmanager
 async def devnet_for_tests(*, servers: int = 2, state_path: Path | None = None) -> AsyncIterator[Devnet]:
-    """Blocks on demand; the clock runs with the wall."""
-    settings = DevnetSettings(block_time_s=None, servers=servers, state_path=state_path)
-    async with open_devnet(settings, cache=PACKAGES) as devnet:
+    """Blocks on demand; the clock runs with the wall. All share one TVM process, one after the other."""
+    settings = DevnetSettings(block_time_s=None, servers=servers, state_path=state_path, faucet_words=WORDS)
+    async with open_devnet(settings, cache=PACKAGES, tvm=shared_tvm()) as devnet:
         yield devnet
+
+
+@cache
+def shared_tvm() -> Tvm:
+    """Started once, closed when the tests end."""
+    node, modules = prepare(PACKAGES)
+    tvm = Tvm(node, modules, config=configuration(network=Network.DEVNET))
+    atexit.register(tvm.close)
+    return tvm
 
 
 def config_of(devnet: Devnet) -> GlobalConfig:

@@ -21,7 +21,9 @@ from cocoon.adapters.ton.proofs import (
     check_history,
     check_links,
 )
-from cocoon.errors import ConfigError, ProofInvalid
+from cocoon.adapters.ton.reader import ChainReader
+from cocoon.errors import ConfigError, ProofInvalid, Unavailable
+from cocoon.types import Network
 from tests.fakes.devnet import TON, devnet_for_tests, need_node
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -166,6 +168,41 @@ def test_a_validator_that_signs_twice_counts_once() -> None:
     with pytest.raises(ProofInvalid, match="too few"):
         _check_signatures({"signatures": [signature(0), signature(1)]}, validators, block)
     _check_signatures({"signatures": [signature(0), signature(1), signature(2)]}, validators, block)
+
+
+class OddServer:
+    """Answers everything with the same odd thing."""
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        self.name = "odd"
+        self.answer = answer
+
+    async def request(self, query: str, values: Any) -> dict[str, Any]:
+        return self.answer
+
+
+@pytest.mark.parametrize("trust_level", [0, 1])
+@pytest.mark.parametrize(
+    "odd", [{}, {"now": 3}, {"last": 7}, {"last": {"workchain": -1}}, {"last": {}, "id": None, "steps": [None]}]
+)
+def test_answers_to_something_else_are_no_answers(odd: dict[str, Any], trust_level: int) -> None:
+    async def main() -> None:
+        reader = ChainReader(
+            network=Network.DEVNET,
+            links=(OddServer(odd), OddServer(odd)),
+            init_block=BlockRef(workchain=-1, shard=-(1 << 63), seqno=1, root_hash=bytes(32), file_hash=bytes(32)),
+            trust_level=trust_level,
+            now=lambda: 10**18,
+        )
+        with pytest.raises((ProofInvalid, Unavailable)):
+            await reader.wallet(ACCOUNT)
+
+    trio.run(main)
+    block = BlockRef(workchain=-1, shard=-(1 << 63), seqno=1, root_hash=bytes(32), file_hash=bytes(32))
+    with pytest.raises(ProofInvalid):
+        check_account(odd, block, ACCOUNT)
+    with pytest.raises(ProofInvalid):
+        check_links(odd, block, block)
 
 
 def test_a_dictionary_that_was_cut_is_an_error_and_not_an_absence() -> None:

@@ -31,7 +31,7 @@ from .cells import merkle_proof, with_refs
 from .faults import Faults
 from .ledger import Applied, Ledger
 from .liteserver import LiteServer
-from .nodejs import Progress
+from .nodejs import NodeJs, Progress
 from .queries import Queries
 from .state import StateFile
 from .tvm import PRICES, Tvm, configuration, prepare
@@ -54,24 +54,30 @@ class DevnetSettings:
     port: int = 0  # of the first server; 0: any
     servers: int = 1
     state_path: Path | None = None  # None: nothing is kept
+    faucet_words: tuple[str, ...] | None = field(default=None, repr=False)  # None: new ones
     entropy: Callable[[int], bytes] = field(default=os.urandom, repr=False)
 
 
 @asynccontextmanager
 async def open_devnet(
-    settings: DevnetSettings, *, cache: Path, progress: Progress = lambda _: None
+    settings: DevnetSettings, *, cache: Path, progress: Progress = lambda _: None, tvm: Tvm | None = None
 ) -> AsyncIterator[Devnet]:
-    """A running devnet. `cache` keeps the npm packages between runs.
+    """A running devnet. `cache` keeps the npm packages between runs; a `tvm` that is given is used by this devnet
+    alone as long as it runs, and not closed.
 
     Raises `ConfigError` or `Unavailable` when Node or the packages cannot be had, `OSError` when the port is taken.
     """
-    # trio-typing, which libp2p brings along, shadows trio's own types with older ones
-    node, modules = await trio.to_thread.run_sync(  # type: ignore[call-arg]
-        partial(prepare, cache, progress=progress), abandon_on_cancel=True
-    )
+    if tvm is None:
+        # trio-typing, which libp2p brings along, shadows trio's own types with older ones
+        node, modules = await trio.to_thread.run_sync(  # type: ignore[call-arg]
+            partial(prepare, cache, progress=progress), abandon_on_cancel=True
+        )
+        make_tvm: Callable[[Cell], Tvm] = partial(_new_tvm, node, modules)
+    else:
+        make_tvm = partial(_same_tvm, tvm)
     file = StateFile(settings.state_path) if settings.state_path is not None else None
     try:
-        devnet = await trio.to_thread.run_sync(partial(_begin, settings, file, node, modules))
+        devnet = await trio.to_thread.run_sync(partial(_begin, settings, file, make_tvm))
         try:
             async with trio.open_nursery() as nursery:
                 devnet.nursery = nursery
@@ -82,7 +88,8 @@ async def open_devnet(
                 yield devnet
                 nursery.cancel_scope.cancel()
         finally:
-            devnet.tvm.close()
+            if tvm is None:
+                devnet.tvm.close()
     finally:
         if file is not None:
             file.close()
@@ -273,7 +280,16 @@ class Devnet:
         return server
 
 
-def _begin(settings: DevnetSettings, file: StateFile | None, node: Any, modules: Path) -> Devnet:
+def _new_tvm(node: NodeJs, modules: Path, config: Cell) -> Tvm:
+    return Tvm(node, modules, config=config)
+
+
+def _same_tvm(tvm: Tvm, config: Cell) -> Tvm:
+    tvm.set_config(config)
+    return tvm
+
+
+def _begin(settings: DevnetSettings, file: StateFile | None, make_tvm: Callable[[Cell], Tvm]) -> Devnet:
     """The chain as it was left, or a new one with its key block and faucet. Blocking."""
     saved = file.load() if file is not None else None
     if saved is not None:
@@ -281,12 +297,12 @@ def _begin(settings: DevnetSettings, file: StateFile | None, node: Any, modules:
         words = tuple(saved.facts["faucet"])
     else:
         validator = SigningKey(settings.entropy(32))
-        words = new_words(settings.entropy)
+        words = settings.faucet_words or new_words(settings.entropy)
     prices = saved.facts["prices"] if saved is not None else settings.prices
     config = configuration(
         network=settings.network, prices=prices, extra=validator_parameters(bytes(validator.verify_key))
     )
-    tvm = Tvm(node, modules, config=config)
+    tvm = make_tvm(config)
     start_s = saved.facts["genesis_s"] if saved is not None else int(time.time())
     ledger = Ledger(tvm, now_s=start_s)
     blocks = Blocks(ledger, config=config, validator=validator, network=settings.network)

@@ -22,7 +22,7 @@ from pytoniq_core.tlb.account import Account
 from pytoniq_core.tlb.config import ConfigParam34
 from pytoniq_core.tlb.transaction import Transaction
 
-from ...errors import CocoonError, ProofInvalid
+from ...errors import BadSignature, CocoonError, ProofInvalid
 from ...wire.signing import verify
 from .hashmap import lookup
 
@@ -105,7 +105,14 @@ def reading(what: str) -> Iterator[None]:
         raise ProofInvalid(f"{what} cannot be read") from error
 
 
-def roots(data: bytes, count: int) -> list[Cell]:
+def part_of(answer: Mapping[str, Any], name: str) -> Any:
+    """A field of an answer, which may be an answer to something else."""
+    if name not in answer:
+        raise ProofInvalid(f"an answer without its {name}")
+    return answer[name]
+
+
+def roots(data: Any, count: int) -> list[Cell]:
     """The roots of a bag of cells that must have so many."""
     if not isinstance(data, bytes) or len(data) > ANSWER_BYTES_MAX:
         raise ProofInvalid("an answer larger than any true one")
@@ -148,7 +155,7 @@ def read_header(block: Cell) -> BlockHeader:
         )
 
 
-def check_header(data: bytes, block: BlockRef) -> BlockHeader:
+def check_header(data: Any, block: BlockRef) -> BlockHeader:
     """The header that a bag with one proof shows of this block."""
     (proof,) = roots(data, 1)
     return _header_of(proof, block)
@@ -156,8 +163,8 @@ def check_header(data: bytes, block: BlockRef) -> BlockHeader:
 
 def check_account(answer: Mapping[str, Any], block: BlockRef, account: bytes) -> ProvenAccount | None:
     """What a trusted masterchain block says of an account of the basechain; None: proven to be absent."""
-    shard_root = _shard_of(answer["shard_proof"], block, account)
-    header_proof, state_proof = roots(answer["proof"], 2)
+    shard_root = _shard_of(part_of(answer, "shard_proof"), block, account)
+    header_proof, state_proof = roots(part_of(answer, "proof"), 2)
     header = read_header(proven(header_proof, shard_root))
     state = proven(state_proof, header.state_hash)
     with reading("a shard state"):
@@ -167,8 +174,9 @@ def check_account(answer: Mapping[str, Any], block: BlockRef, account: bytes) ->
         leaf = None
         if accounts.load_bit():
             leaf = lookup(accounts.load_ref(), int.from_bytes(account, "big"), key_bits=256)
+    shown = part_of(answer, "state")
     if leaf is None:
-        if answer["state"]:
+        if shown:
             raise ProofInvalid("a state for an account that is proven to be absent")
         return None
     with reading("an account"):
@@ -177,7 +185,7 @@ def check_account(answer: Mapping[str, Any], block: BlockRef, account: bytes) ->
         leaf.load_maybe_ref()
         proven_root = leaf.load_ref()
         last_hash, last_lt = bytes(leaf.load_bytes(32)), int(leaf.load_uint(64))
-    (root,) = roots(answer["state"], 1) if answer["state"] else (None,)
+    (root,) = roots(shown, 1) if shown else (None,)
     if root is None:
         raise ProofInvalid("an account that exists, without its state")
     if bytes(root.get_hash(0)) != bytes(proven_root.get_hash(0)) or root.level_mask.mask:
@@ -196,7 +204,7 @@ def check_account(answer: Mapping[str, Any], block: BlockRef, account: bytes) ->
         )
 
 
-def check_history(data: bytes, last_hash: bytes) -> list[Any]:
+def check_history(data: Any, last_hash: bytes) -> list[Any]:
     """Transactions, newest first, each linked by hash to the one before; pytoniq-core's `Transaction`."""
     if not isinstance(data, bytes) or len(data) > ANSWER_BYTES_MAX:
         raise ProofInvalid("an answer larger than any true one")
@@ -227,12 +235,12 @@ def check_links(answer: Mapping[str, Any], known: BlockRef, target: BlockRef) ->
     for step in steps:
         if not isinstance(step, dict) or "config_proof" not in step or "signatures" not in step:
             raise ProofInvalid("a block proof that leads backwards")
-        if BlockRef.from_tl(step["from"]) != at or at != newest_key:
+        if BlockRef.from_tl(part_of(step, "from")) != at or at != newest_key:
             raise ProofInvalid("a block proof whose links do not join at key blocks")
-        to = BlockRef.from_tl(step["to"])
+        to = BlockRef.from_tl(part_of(step, "to"))
         if to.workchain != MASTERCHAIN or not at.seqno < to.seqno <= target.seqno:
             raise ProofInvalid("a block proof that leads elsewhere")
-        (dest_proof,) = roots(step["dest_proof"], 1)
+        (dest_proof,) = roots(part_of(step, "dest_proof"), 1)
         header = _header_of(dest_proof, to)
         (config_proof,) = roots(step["config_proof"], 1)
         _check_signatures(step["signatures"], _validators(proven(config_proof, at.root_hash)), to)
@@ -249,7 +257,7 @@ def _header_of(proof: Cell, block: BlockRef) -> BlockHeader:
     return header
 
 
-def _shard_of(data: bytes, block: BlockRef, account: bytes) -> bytes:
+def _shard_of(data: Any, block: BlockRef, account: bytes) -> bytes:
     """The root hash of the basechain block, in the trusted masterchain block, whose shard holds the account."""
     header_proof, state_proof = roots(data, 2)
     header = _header_of(header_proof, block)

@@ -29,6 +29,7 @@ from .proofs import (
     check_header,
     check_history,
     check_links,
+    part_of,
 )
 from .wallet import read_wallet
 
@@ -165,7 +166,7 @@ class ChainReader:
                         "hash": last_hash.hex(),
                     },
                 )
-                rows = check_history(answer["transactions"], last_hash)
+                rows = check_history(part_of(answer, "transactions"), last_hash)
                 if not rows:
                     raise ProofInvalid("an empty history where the state names a transaction")
                 return rows
@@ -225,7 +226,18 @@ class ChainReader:
                 f"{len(newest)} of {len(self._servers)} liteservers answered, and two must agree"
                 + "".join(f"; {server.link.name}: {server.last_error}" for server in self._servers if server.last_error)
             )
-        number = sorted((block.seqno for _, block in newest), reverse=True)[AGREEING_MIN - 1]
+        numbers = sorted((block.seqno for _, block in newest), reverse=True)[AGREEING_MIN - 1 :]
+        for number in dict.fromkeys(numbers):
+            named = await self._named(newest, number)
+            if len(set(named.values())) > 1:
+                who = ", ".join(f"{name} names {block.root_hash.hex()[:8]}…" for name, block in sorted(named.items()))
+                raise ChainDisagrees(f"liteservers contradict one another about block {number}: {who}")
+            if len(named) >= AGREEING_MIN:
+                return next(iter(named.values()))
+        raise Unavailable(f"fewer than two liteservers confirm block {numbers[-1]}")
+
+    async def _named(self, newest: list[tuple[_Server, BlockRef]], number: int) -> dict[str, BlockRef]:
+        """Which block each server calls by this number, of those that should have it."""
         named: dict[str, BlockRef] = {}
 
         async def look_up(server: _Server, block: BlockRef) -> None:
@@ -238,12 +250,7 @@ class ChainReader:
             for server, block in newest:
                 if block.seqno >= number:
                     nursery.start_soon(look_up, server, block)
-        if len(set(named.values())) > 1:
-            who = ", ".join(f"{name} names {block.root_hash.hex()[:8]}…" for name, block in sorted(named.items()))
-            raise ChainDisagrees(f"liteservers contradict one another about block {number}: {who}")
-        if len(named) < AGREEING_MIN:
-            raise Unavailable(f"fewer than two liteservers confirm block {number}")
-        return next(iter(named.values()))
+        return named
 
     async def _proven_head(self) -> BlockRef:
         """The newest block that any server can prove."""
@@ -292,7 +299,7 @@ class ChainReader:
         async def ask(server: _Server, scope: trio.CancelScope) -> None:
             try:
                 answer = await server.link.request("getMasterchainInfo", {})
-                block = BlockRef.from_tl(answer["last"])
+                block = BlockRef.from_tl(part_of(answer, "last"))
                 if block.workchain != MASTERCHAIN or block.shard != WHOLE_SHARD:
                     raise ProofInvalid("a newest block that is not of the masterchain")
             except CocoonError as error:
@@ -340,7 +347,7 @@ class ChainReader:
 
 async def _header(link: Link, block: BlockRef) -> Any:
     answer = await link.request("getBlockHeader", {"id": block.to_tl(), "mode": 0})
-    return check_header(answer["header_proof"], block)
+    return check_header(part_of(answer, "header_proof"), block)
 
 
 async def _lookup(link: Link, seqno: int) -> BlockRef:
@@ -348,10 +355,10 @@ async def _lookup(link: Link, seqno: int) -> BlockRef:
         "lookupBlock",
         {"mode": 1, "id": {"workchain": MASTERCHAIN, "shard": WHOLE_SHARD, "seqno": seqno}, "lt": None, "utime": None},
     )
-    block = BlockRef.from_tl(answer["id"])
+    block = BlockRef.from_tl(part_of(answer, "id"))
     if block.seqno != seqno:
         raise ProofInvalid("a block that was not asked for")
-    check_header(answer["header_proof"], block)
+    check_header(part_of(answer, "header_proof"), block)
     return block
 
 
