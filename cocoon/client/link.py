@@ -16,7 +16,7 @@ from typing import Final
 import trio
 
 from ..attest.facts import Facts
-from ..errors import AttestationError, CocoonError, LocalProtocolError, StreamBroken, Unavailable
+from ..errors import AttestationError, CocoonError, LocalProtocolError, StaleEvidence, StreamBroken, Unavailable
 from ..ports import Clock, Entropy, Stream
 from ..pump import SessionPump
 from ..serve.client_session import ClientSession
@@ -149,6 +149,11 @@ class ProviderLink:
             await self._trusted.wait()
             while self.facts is not None and self.facts.expires_ns <= self._clock.now() and not self._pump.is_ended:
                 await self._judged_again.wait()
+        if self.facts is not None and self.facts.expires_ns <= self._clock.now():
+            self.is_draining = True  # its collateral ended before the next Hello: a new session brings newer
+            raise StaleEvidence(
+                f"the evidence of {self.peer} has run out, and it has not renewed it", reason="facts.expired"
+            )
         if self.facts is None:
             reason = self._pump.reason
             if isinstance(reason, AttestationError):

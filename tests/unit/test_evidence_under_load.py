@@ -25,6 +25,7 @@ from cocoon.errors import (
     EvidenceMalformed,
     LocalProtocolError,
     Refused,
+    StaleEvidence,
     TrustRefused,
     Unavailable,
 )
@@ -279,6 +280,26 @@ def test_a_refusal_for_a_key_of_an_earlier_session_does_not_undo_the_trust_in_th
             before = trio.current_time()
             await chat(client)
             assert trio.current_time() - before < 5
+
+    run(scenario)
+
+
+def test_evidence_that_runs_out_before_the_next_hello_is_renewed_by_a_new_session():
+    """Collateral may end sooner than the ten minutes; the session that rests on it takes no more prompts."""
+
+    async def scenario():
+        async with open_market() as market:
+            provider = await market.add_provider("enclave", ScriptedEngine(), enclave=slow_machine(market))
+            client = await add_client(market)
+            await chat(client)
+            link = client.pool._links[provider.network.peer]
+            link.facts = dataclasses.replace(link.facts, expires_ns=market.clock.now() + SECOND_NS)
+            await trio.sleep(2)
+            [listed] = client._listed(MODEL.digest)
+            with pytest.raises(StaleEvidence, match="has run out"):
+                await client.pool.trusted_link(listed.offer, policy=POLICY)
+            fresh, _ = await client.pool.trusted_link(listed.offer, policy=POLICY)
+            assert fresh is not link
 
     run(scenario)
 
