@@ -282,7 +282,7 @@ class OfferExchange:
         for listed in self.book.listed(model, now=self._clock.now()):
             if len(offers) >= limits.OFFERS_REPLY_OFFERS_MAX:
                 break
-            if listed.offer.message not in offers:
+            if listed.offer.provider != self._network.peer:  # of our own, only what we have not withdrawn
                 offers.append(listed.offer.message)
                 if listed.beacon is not None and len(beacons) < limits.OFFERS_REPLY_OFFERS_MAX:
                     beacons.append(listed.beacon.message)

@@ -300,6 +300,8 @@ class ProviderRole:
             self._publisher.failed(spec.model, now=self._clock.now())
             self._deadline_moved.set()
             return
+        if self._is_draining:
+            return  # withdrawn while it was being signed
         self._exchange.own_offer(offer.model, offer.message)
         self._perform(self._publisher.prepared(offer, now=self._clock.now()))
         self._offered.set()

@@ -6,8 +6,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cocoon.adapters.signer import KeyFileSigner
 from cocoon.errors import InvalidRequest, ModelNotFound, NoProvider, PriceTooHigh, StreamBroken
 from cocoon.market.book import OfferBook
+from cocoon.ports import PeerAddresses
 from cocoon.types import FinishReason, TrustLevel, ton
 from tests.fakes.engine import ScriptedEngine
 from tests.fakes.little_market import ask, open_market
@@ -260,5 +262,34 @@ def test_a_known_model_is_found_without_counting_the_whole_market(monkeypatch):
             monkeypatch.setattr(OfferBook, "models", lambda book: pytest.fail("counted every offer"))
             text, _ = await chat(client, ask())
             assert text == TEXT
+
+    run(scenario)
+
+
+def test_an_offer_that_was_being_signed_when_the_provider_drained_is_not_answered_to_anybody(monkeypatch):
+    async def scenario():
+        async with open_market() as market:
+            provider = await market.add_provider("alice")
+            sign = KeyFileSigner.sign_offer
+
+            async def slowly(signer, **fields):
+                await trio.sleep(5)
+                return await sign(signer, **fields)
+
+            monkeypatch.setattr(KeyFileSigner, "sign_offer", slowly)
+            role = provider.role
+            while not any(  # its offer is renewed after half an hour or so
+                line.preparing for line in role._publisher._lines.values()
+            ):
+                await trio.sleep(1)
+            await role.drain(timeout_s=1)
+            await trio.sleep(10)
+            client = await market.add_client(offers_wait_s=1.0)
+            assert (
+                await client._exchange.ask(
+                    PeerAddresses(peer=provider.network.peer, addresses=provider.network.addresses())
+                )
+                == 0
+            )
 
     run(scenario)
