@@ -139,7 +139,7 @@ class ConnectionManager:
         while True:
             await trio.sleep(UNREAD_S)
             while True:
-                connections = self._swarm.get_connections()
+                connections = [c for c in self._swarm.get_connections() if not c.muxed_conn.is_closed]
                 if sum(map(_unread_bytes, connections)) <= self._limits.unread_bytes_total_max:
                     break
                 fullest = max(connections, key=_unread_bytes)
@@ -188,7 +188,10 @@ class ConnectionManager:
     def _save(self, book: AddressBook) -> None:
         if self._is_changed:
             self._is_changed = False
-            book.save([PeerInfo(peer=peer, addresses=found) for peer, found in reversed(self._good.items())])
+            try:
+                book.save([PeerInfo(peer=peer, addresses=found) for peer, found in reversed(self._good.items())])
+            except Exception as error:  # the program's own store: the network goes on without it
+                log.warning("address_book.save_failed", extra={"error": type(error).__name__})
 
     async def _try_cached_peers(self) -> None:
         """When no bootstrap peer has answered soon, some of those who were there the last time may."""

@@ -72,6 +72,8 @@ async def open_libp2p_node(settings: NodeSettings, *, key: bytes) -> AsyncIterat
     for address in (*settings.listen, *settings.announce):
         parse_address(address)
     bootstrap = [parse_peer_address(address) for address in settings.bootstrap]
+    for address in settings.reach.relays:
+        parse_peer_address(address)
     counters = Counters()
     host = build_host(settings, key=key, counters=counters)
     node = Libp2pNode(host, settings=settings, counters=counters)

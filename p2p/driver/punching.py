@@ -21,7 +21,6 @@ import trio
 from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
@@ -29,7 +28,7 @@ from p2p.addresses import Address, Transport, parse_address
 from p2p.driver.exchange import MessageStream, open_exchange
 from p2p.driver.host import GuardedHost
 from p2p.driver.transport import MuxedConnection
-from p2p.errors import AddressInvalid, AddressRefused, P2PError
+from p2p.errors import AddressInvalid, AddressRefused
 from p2p.reach import DCUTR, Punch, PunchKind, decode_punch, encode_punch
 
 log = logging.getLogger("p2p")
@@ -68,7 +67,7 @@ class Puncher:
                     self.successes += 1
                     log.info("punch.succeeded", extra={"peer": str(peer)})
                     return
-            except (P2PError, MuxedStreamError, MuxedStreamReset, MuxedStreamEOF, trio.TooSlowError) as error:
+            except Exception as error:  # the relayed connection, in whose task this runs, must not end with it
                 log.debug("punch.failed", extra={"error": type(error).__name__})
                 return  # the peer does not punch, or is gone: trying again would not change it
 

@@ -72,7 +72,7 @@ class Reacher:
 
         try:
             await LocalPeers(self._host).run()
-        except OSError as error:  # no multicast here
+        except Exception as error:  # no multicast here, or a library at a loss: the node goes on without it
             log.warning("mdns.unavailable", extra={"error": type(error).__name__})
 
     async def _keep_port_forwarded(self) -> None:

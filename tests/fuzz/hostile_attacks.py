@@ -38,6 +38,7 @@ class Enemy:
         self.address = address
         self.random = randomness
         self.seed = randomness.randbytes(32)
+        self.source = f"127.0.1.{randomness.randrange(1, 255)}"
         self.acts = 0  # how often the attack did what it does: an attack that never happened proves nothing
         parts = address.split("/")
         self.host, self.port = parts[2], int(parts[4])
@@ -45,6 +46,10 @@ class Enemy:
     @property
     def id_bytes(self) -> bytes:
         return peer_id_to_bytes(peer_id_of_seed(self.seed))
+
+    async def socket(self) -> trio.SocketStream:
+        """From an address of its own, as a stranger's is: the bound per address must not shut out the others."""
+        return await trio.open_tcp_stream(self.host, self.port, local_address=self.source)
 
     @asynccontextmanager
     async def connection(self) -> Any:
@@ -104,7 +109,7 @@ async def with_stream(link: MuxedConnection, protocol: str, act: Callable[[Any],
 async def garbage_on_sockets(enemy: Enemy) -> None:
     async def one() -> None:
         try:
-            async with await trio.open_tcp_stream(enemy.host, enemy.port) as stream:
+            async with await enemy.socket() as stream:
                 if enemy.random.random() < 0.5:
                     await stream.send_all(encode_line("/multistream/1.0.0") + encode_line("/noise"))
                 await stream.send_all(enemy.random.randbytes(enemy.random.randrange(1, 4000)))
@@ -126,7 +131,7 @@ async def silent_sockets(enemy: Enemy) -> None:
     async def hold() -> None:
         while True:
             try:
-                async with await trio.open_tcp_stream(enemy.host, enemy.port) as stream:
+                async with await enemy.socket() as stream:
                     enemy.acts += 1
                     await stream.receive_some()
                     await stream.receive_some()
@@ -143,7 +148,7 @@ async def slow_handshakes(enemy: Enemy) -> None:
     async def drip() -> None:
         while True:
             try:
-                async with await trio.open_tcp_stream(enemy.host, enemy.port) as stream:
+                async with await enemy.socket() as stream:
                     for byte in encode_line("/multistream/1.0.0") + encode_line("/noise") + bytes(100):
                         await stream.send_all(bytes([byte]))
                         enemy.acts += 1
