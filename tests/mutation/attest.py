@@ -3,6 +3,7 @@
     uv pip install mutmut==3.8.1
     python -m tests.mutation.attest --minutes 25              # goes on where the last run stopped
     python -m tests.mutation.attest --minutes 0 --survivors   # only shows
+    python -m tests.mutation.attest --again                   # runs those that lived once more: tests were added
 
 It works on a copy of the checkout (`build/mutation`), so nothing here changes under it; delete that folder to begin
 anew. Modules come in the order of `MODULES`, the mutants of each in a random order that is always the same, so that a
@@ -49,7 +50,7 @@ timeout_constant = 5.0
 use_setproctitle = false
 use_git_change_detection = false
 """
-CHUNK = 150  # mutants per run of mutmut: it needs most of a minute to start
+CHUNK = 600  # mutants per run of mutmut: it needs most of a minute to start
 SURVIVED = 0
 SEED = 4
 
@@ -59,6 +60,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--survivors", action="store_true", help="show each mutant that no test noticed")
+    parser.add_argument("--again", action="store_true", help="run the survivors again, and nothing else")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutation")
     parser.add_argument("--children", type=int, default=1, help="processes at once")
     parser.add_argument("modules", nargs="*", help=f"default: {' '.join(MODULES)}")
@@ -69,6 +71,10 @@ def main() -> int:
         if not (args.folder / "mutants").exists():
             mutmut(args.folder, ["cocoon.attest.facts.*"], args.children, ends)  # makes all mutants on the way
     modules = args.modules or MODULES
+    if args.again:
+        lived = [name for module in modules for name, code in outcomes(args.folder, module).items() if code == SURVIVED]
+        mutmut(args.folder, lived, args.children, ends)
+        ends = 0.0
     while time.monotonic() < ends:
         waiting = [name for module in modules for name in undone(args.folder, module)][:CHUNK]
         if not waiting:
