@@ -86,12 +86,12 @@ def _pruned(state: RouterState, neighbour: Neighbour, pruned: Prune, now: int, e
 def _ihave(state: RouterState, neighbour: Neighbour, rpc: Rpc, now: int) -> tuple[bytes, ...]:
     """The ids to ask for. "IHAVE messages are capped to a certain number … per heartbeat"."""
     settings = state.settings
-    if neighbour.score.value < settings.score.gossip_threshold:
-        return ()
     neighbour.ihave_messages += 1
+    if neighbour.ihave_messages > settings.ihave_messages_flood:
+        state.scores.misbehaved(neighbour.peer, neighbour.score)
     if neighbour.ihave_messages > settings.ihave_messages_max:
-        if neighbour.ihave_messages > settings.ihave_messages_flood:
-            state.scores.misbehaved(neighbour.peer, neighbour.score)
+        return ()
+    if neighbour.score.value < settings.score.gossip_threshold:
         return ()
     wanted: dict[bytes, None] = {}
     for topic, ids in rpc.ihave:
@@ -116,11 +116,11 @@ def _ihave(state: RouterState, neighbour: Neighbour, rpc: Rpc, now: int) -> tupl
 def _iwant(state: RouterState, neighbour: Neighbour, ids: tuple[bytes, ...], effects: list[Effect]) -> None:
     """ "The router responds a limited number of times to each peer"."""
     settings = state.settings
-    if neighbour.score.value < settings.score.gossip_threshold:
-        return
     neighbour.iwant_ids += len(ids)
     if neighbour.iwant_ids > settings.iwant_ids_max:
         state.scores.misbehaved(neighbour.peer, neighbour.score)
+        return
+    if neighbour.score.value < settings.score.gossip_threshold:
         return
     messages: list[Message] = []
     is_insatiable = False

@@ -47,13 +47,17 @@ def heartbeat(state: RouterState, *, now: int) -> list[Effect]:
     if state.tick % 15 == 0:
         state.backoffs.expire(now=now)
     effects = outbox.effects()
-    worst = state.settings.score.disconnect_threshold
-    effects += [
-        Disconnect(peer, "score")
-        for peer, neighbour in state.neighbours.items()
-        if neighbour.score.value < worst and not neighbour.is_explicit
-    ]
+    effects += [Disconnect(peer, "score") for peer, neighbour in state.neighbours.items() if _is_over(state, neighbour)]
     return effects
+
+
+def _is_over(state: RouterState, neighbour: Neighbour) -> bool:
+    score, settings = neighbour.score.value, state.settings
+    is_graylisted = score < settings.score.graylist_threshold
+    neighbour.graylisted_ticks = neighbour.graylisted_ticks + 1 if is_graylisted else 0
+    if neighbour.is_explicit:
+        return False
+    return score < settings.score.disconnect_threshold or neighbour.graylisted_ticks >= settings.graylisted_ticks_max
 
 
 def _judge(state: RouterState, *, now: int) -> None:

@@ -53,6 +53,7 @@ class Neighbour:
     __slots__ = (
         "bucket",
         "dont_send",
+        "graylisted_ticks",
         "has_idontwant",
         "idontwant_ids",
         "ihave_ids",
@@ -81,6 +82,7 @@ class Neighbour:
         self.dont_send: dict[bytes, int] = {}  # id → tick at which to forget it
         self.ihave_messages = self.ihave_ids = self.idontwant_ids = 0  # since the last heartbeat, and:
         self.iwant_ids = self.mesh_changes = 0
+        self.graylisted_ticks = 0
 
 
 class Backoffs:

@@ -1,0 +1,330 @@
+"""A node attacked by gossip and DHT peers: it lives, its memory is bounded, honest peers hear each other, and whoever
+attacks is scored down and disconnected. All attacks at once in the short form; some or all of them, again and again for
+half an hour, in the long one. What needs many networks (an eclipse from one /24) runs in virtual time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+import trio
+from libp2p.custom_types import TProtocol
+
+import p2p
+import p2p.driver  # before any clock runs: importing libp2p takes seconds
+from p2p.driver.negotiate import propose
+from p2p.framing import FrameReader, encode_frame
+from p2p.gossip import GossipSettings, Rpc
+from p2p.identity import peer_id_to_bytes
+from p2p.interface import Verdict
+from p2p.kad import KadMessage, KadPeer, KadSettings, Kind, ProvidersFound, Record, decode_message, encode_message
+from p2p.kad.messages import kad_id
+from p2p.testing.contract.tools import eventually, key_of, settings
+from p2p.testing.virtual import VirtualNetwork, VirtualPeer
+from tests.fuzz.gossip_attacks import ATTACKS, TOPIC, Speak, attack
+
+HONEST = 5
+HONEST_SHARE_MIN = 0.99
+MEMORY_BYTES_MAX = 96 << 20  # more than before: attackers, attacked and garbage not yet collected, in one process
+ATTACK_S = 25.0  # for all attackers to be thrown out; seconds on an idle machine
+LONG_S = 1800.0
+KAD = p2p.NodeSettings().kad_prefix
+
+
+def memory_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def judge(forwarder: str, data: bytes) -> Verdict:
+    return Verdict.REJECT if data.startswith(b"refuse me") else Verdict.ACCEPT
+
+
+async def under_attack(attacks: Sequence[Speak], *, seed: int) -> None:
+    async with AsyncExitStack() as stack:
+        nodes: list[Any] = []
+        for number in range(HONEST):
+            key = key_of(f"honest {seed} {number}")
+            nodes.append(await stack.enter_async_context(p2p.open_node(settings(), key=key)))
+        await attacked(nodes, attacks, seed=seed)
+
+
+async def attacked(nodes: list[Any], attacks: Sequence[Speak], *, seed: int) -> None:
+    async with trio.open_nursery() as nursery:
+        heard: list[set[bytes]] = [set() for _ in nodes]
+
+        async def listen(number: int) -> None:
+            async for message in await nodes[number].subscribe(TOPIC, judge):
+                heard[number].add(message.data)
+
+        for number, node in enumerate(nodes):
+            nursery.start_soon(listen, number)
+            for other in nodes[:number]:
+                await node.connect(other.peer, other.addresses())
+        victim = nodes[0]
+        router = victim.gossip.router
+        await eventually(lambda: len(router.state.topics.get(TOPIC, ())) == HONEST - 1, "the honest know each other")
+        before = memory_bytes()
+        dials = victim.statistics().dials
+        attackers: dict[str, str] = {}
+        lowest: dict[str, float] = {}
+        gone: set[str] = set()
+        sent: set[bytes] = set()
+
+        def note(name: str, node: Any) -> None:
+            attackers[node.peer] = name
+
+        async def watch() -> None:
+            connected: set[str] = set()
+            while True:
+                now_connected = {connection.peer for connection in victim.connections()}
+                gone.update(attackers[peer] for peer in connected - now_connected if peer in attackers)
+                connected = now_connected
+                for peer, name in attackers.items():
+                    raw = peer_id_to_bytes(peer)
+                    retained = router.state.scores._retained.get(raw)
+                    score = router.score(raw) if retained is None else retained.value
+                    lowest[name] = min(lowest.get(name, 0.0), score)
+                await trio.sleep(0.02)
+
+        async def publish() -> None:
+            while True:
+                for number, node in enumerate(nodes):
+                    data = b"%d says %d" % (number, len(sent))
+                    sent.add(data)
+                    await node.publish(TOPIC, data)
+                    await trio.sleep(0.1)
+
+        nursery.start_soon(watch)
+        with trio.CancelScope() as attacking:
+            async with trio.open_nursery() as inner:
+                inner.start_soon(publish)
+                for speak in attacks:
+                    name = speak.__name__
+                    inner.start_soon(lambda s=speak, n=name: attack(s, victim, seed=seed, on_open=lambda x: note(n, x)))
+                names = {speak.__name__ for speak in attacks}
+                with trio.move_on_after(ATTACK_S):
+                    while gone != names:
+                        await trio.sleep(0.05)
+                await trio.sleep(1)
+                attacking.cancel()
+        assert gone == names, f"still connected: {names - gone}, scores {lowest}"
+        worst = router.state.settings.score.graylist_threshold
+        assert all(score < worst for score in lowest.values()), lowest
+        with trio.move_on_after(10):
+            while any(not sent <= got for got in heard):
+                await trio.sleep(0.05)
+        share = sum(len(got & sent) for got in heard) / (len(sent) * HONEST)
+        assert share >= HONEST_SHARE_MIN, f"{share:.3f} of {len(sent)} messages"
+        honest = [peer_id_to_bytes(node.peer) for node in nodes[1:]]
+        assert all(router.score(peer) >= 0 for peer in honest), "no honest peer is blamed"
+        assert not [got for got in heard if any(data.startswith(b"refuse me") for data in got)]
+        assert victim.statistics().dials == dials, "nobody is dialled because an attacker said so"
+        assert memory_bytes() - before < MEMORY_BYTES_MAX
+        nursery.cancel_scope.cancel()
+
+
+def test_all_gossip_attacks_at_once_end_with_every_attacker_thrown_out_and_everybody_heard() -> None:
+    trio.run(lambda: under_attack(ATTACKS, seed=1))
+
+
+@pytest.mark.long
+def test_gossip_attacks_alone_and_together_for_half_an_hour() -> None:
+    until = time.monotonic() + float(os.environ.get("COCOON_LONG_S", LONG_S))
+    seed = 100
+    while time.monotonic() < until:
+        rng = random.Random(seed)
+        chosen = rng.sample(ATTACKS, rng.choice((1, 1, 2, 5, len(ATTACKS))))
+        trio.run(lambda chosen=chosen, seed=seed: under_attack(chosen, seed=seed))
+        seed += 1
+    print(f"{seed - 100} rounds")
+
+
+# --- the DHT -------------------------------------------------------------------------------------------------
+
+
+async def ask(node: Any, target: Any, *questions: KadMessage) -> list[KadMessage]:
+    """Raw questions on one stream; the answers until it ends."""
+    addresses = [p2p.addresses.parse_address(text).without_peer for text in target.addresses()]
+    connection = await node.host.get_network().dial(target.host.get_id(), addresses)
+    stream = await connection.muxed_conn.open_stream()
+    answers: list[KadMessage] = []
+    try:
+        await propose(stream, KAD)
+        reader = FrameReader(frame_bytes_max=1 << 17)
+        for question in questions:
+            await stream.write(encode_frame(encode_message(question)))
+            while (frame := reader.next_frame()) is None:
+                reader.feed(await stream.read(1 << 16))
+            answers.append(decode_message(frame))
+    except Exception:  # the stream was reset
+        pass
+    await stream.reset()
+    return answers
+
+
+async def poison(stream: Any) -> None:
+    """Answers every question with twenty peers that do not exist, and itself as the provider of everything."""
+    reader = FrameReader(frame_bytes_max=1 << 17)
+    rng = random.Random(0)
+    while True:
+        reader.feed(await stream.muxed_stream.read(1 << 16))
+        while (frame := reader.next_frame()) is not None:
+            question = decode_message(frame)
+            dead = b"\x04\x7f\x00\x00\x01\x06\x00\x01"  # a closed port
+            closer = tuple(KadPeer(bytes.fromhex("002408011220") + rng.randbytes(32), (dead,)) for _ in range(20))
+            answer = KadMessage(kind=question.kind, key=question.key, closer=closer)
+            await stream.muxed_stream.write(encode_frame(encode_message(answer)))
+
+
+def test_liars_in_the_dht_neither_hide_a_provider_nor_fill_stores_and_tables() -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as stack:
+            first = await stack.enter_async_context(p2p.open_node(settings(), key=key_of("dht first")))
+            honest: list[Any] = [first]
+            for number in range(6):
+                node = await stack.enter_async_context(p2p.open_node(settings(first), key=key_of(f"dht {number}")))
+                honest.append(node)
+            liars: list[Any] = []
+            for number in range(2):
+                liar = await stack.enter_async_context(p2p.open_node(settings(first), key=key_of(f"liar {number}")))
+                liar.host.set_stream_handler(TProtocol(KAD), poison)
+                liars.append(liar)
+            for node in (*honest[1:], *liars):
+                await node.wait_connected(timeout_s=20)
+            await trio.sleep(1)
+            before = memory_bytes()
+            key = hashlib.sha256(b"a model").digest()
+            await honest[1].provide(key)
+            found = await honest[5].find_providers(key, count_max=20)
+            assert [info.peer for info in found] == [honest[1].peer]
+            for node in honest:
+                real = {peer_id_to_bytes(other.peer) for other in (*honest, *liars)}
+                assert {entry.peer for entry in node.dht.node.table} <= real, "hearsay is not in the table"
+
+            victim, liar = honest[0], liars[0]
+            foreign = KadPeer(peer_id_to_bytes(honest[3].peer), (b"\x04\x7f\x00\x00\x01\x06\x00\x01",))
+            question = KadMessage(kind=Kind.ADD_PROVIDER, key=hashlib.sha256(b"other").digest(), providers=(foreign,))
+            assert await ask(liar, victim, question) == [], "a record of another peer is refused"
+            assert victim.dht.node.providers.get(question.key, now=0) == []
+
+            ourselves = KadPeer(peer_id_to_bytes(liar.peer), ())
+            for turn in range(8):
+                many = [
+                    KadMessage(
+                        kind=Kind.ADD_PROVIDER,
+                        key=hashlib.sha256(b"%d %d" % (turn, number)).digest(),
+                        providers=(ourselves,),
+                    )
+                    for number in range(200)
+                ]
+                await ask(liar, victim, *many)
+            limits = victim.dht.node.settings
+            assert len(victim.dht.node.providers) <= limits.keys_per_provider_max + 1
+            value = KadMessage(kind=Kind.PUT_VALUE, key=b"/none/x", record=Record(b"/none/x", bytes(8000)))
+            assert await ask(liar, victim, value) == [], "a value that nobody can judge is refused"
+            assert len(victim.dht.node.values) == 0
+            assert [info.peer for info in await honest[4].find_providers(key, count_max=20)] == [honest[1].peer]
+            assert memory_bytes() - before < MEMORY_BYTES_MAX
+
+    trio.run(main)
+
+
+# --- eclipse, in virtual time --------------------------------------------------------------------------------
+
+
+class Eclipser(VirtualPeer):
+    """Knows of nobody but its own, keeps no record, and forwards no gossip."""
+
+    gang: list[VirtualPeer] = []  # noqa: RUF012 - filled by the test
+
+    def on_question(self, source: bytes, question: KadMessage) -> KadMessage | None:
+        closer = tuple(KadPeer(one.peer, one.addresses) for one in self.gang[:20])
+        return KadMessage(kind=question.kind, key=question.key, closer=closer)
+
+    def on_rpc(self, source: bytes, rpc: Rpc) -> None:
+        if rpc.subscriptions:
+            topics = tuple(topic for is_subscribed, topic in rpc.subscriptions if is_subscribed)
+            hello = Rpc(subscriptions=tuple((True, topic) for topic in topics), graft=topics)
+            self.network.send_rpc(self, source, hello)
+
+
+def near_ids(key: bytes, count: int) -> list[bytes]:
+    """The nearest of many keys that an attacker could have made in a minute."""
+    rng = random.Random(key)
+    tried = [bytes.fromhex("002408011220") + rng.randbytes(32) for _ in range(20_000)]
+    return sorted(tried, key=lambda peer: kad_id(peer) ^ kad_id(key))[:count]
+
+
+def test_sixty_peers_of_one_network_next_to_a_key_do_not_hide_its_provider() -> None:
+    network = VirtualNetwork(seed=1, kad_settings=KadSettings())
+    honest = [network.add(f"honest {number}") for number in range(100)]
+    rng = random.Random(1)
+    for number, peer in enumerate(honest[1:], 1):
+        for other in rng.sample(honest[:number], min(number, 3)):
+            network.connect(peer, other)
+    network.run(seconds=60)
+    key = hashlib.sha256(b"eclipsed").digest()
+    gang = [
+        network.add(f"bad {number}", host=f"198.51.100.{number + 1}", kind=Eclipser, peer_id=peer)
+        for number, peer in enumerate(near_ids(key, 60))
+    ]
+    Eclipser.gang = gang
+    for number, peer in enumerate(gang):
+        for other in rng.sample(honest, 10):
+            network.connect(peer, other)
+        network.run(seconds=number % 3)
+    network.run(seconds=60)
+    for peer in honest:
+        mine = [entry for entry in peer.kad.table if entry.peer in {bad.peer for bad in gang}]
+        assert len(mine) <= KadSettings().table_per_group_max
+    told = honest[5].provide(key)
+    network.run(seconds=60)
+    assert told.result is not None
+    lookups = [honest[number].find_providers(key) for number in range(20, 50)]
+    network.run(seconds=90)
+    found = [
+        honest[5].peer in {provider.peer for provider in lookup.result.providers}
+        for lookup in lookups
+        if isinstance(lookup.result, ProvidersFound)
+    ]
+    assert len(found) == len(lookups)
+    assert sum(found) / len(found) >= HONEST_SHARE_MIN
+
+
+@pytest.mark.parametrize("one_address", [True, False])
+def test_forty_mute_peers_of_one_network_that_graft_a_victim_do_not_make_it_deaf(one_address: bool) -> None:
+    network = VirtualNetwork(seed=2, gossip_settings=GossipSettings())
+    victim = network.add("victim")
+    honest = [network.add(f"honest {number}") for number in range(30)]
+    rng = random.Random(2)
+    for number, peer in enumerate(honest):
+        for other in rng.sample(honest[:number], min(number, 4)):
+            network.connect(peer, other)
+    gang = [
+        network.add(f"bad {number}", host="198.51.100.1" if one_address else f"198.51.100.{number + 1}", kind=Eclipser)
+        for number in range(40)
+    ]
+    for peer in gang:
+        assert network.connect(peer, victim)
+    for peer in (victim, *honest):
+        peer.join(TOPIC)
+    network.run(seconds=5)
+    for peer in honest[:4]:
+        assert network.connect(victim, peer), "the victim's own dials"
+    network.run(seconds=60)
+    sent = set()
+    for number in range(200):
+        sent.add(b"%d" % number)
+        network.after(number / 5, honest[4 + number % 26].publish, TOPIC, b"%d" % number)
+    network.run(seconds=60)
+    assert len({data for _, _, data in victim.heard} & sent) / len(sent) >= HONEST_SHARE_MIN
+    if one_address:
+        assert all(victim.router.score(peer.peer) < 0 or peer.peer not in victim.links for peer in gang)
