@@ -24,7 +24,10 @@ def load_seed(path: Path) -> Secret:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise ConfigError(f"there is no key file at {path}", advice="Restore it from your backup; without the setting a new key is made at the next start.") from None
+        raise ConfigError(
+            f"there is no key file at {path}",
+            advice="Restore it from your backup; without the setting a new key is made at the next start.",
+        ) from None
     except OSError as error:
         raise ConfigError(f"the key file {path} cannot be read: {error.strerror}") from error
     try:

@@ -1,4 +1,6 @@
-"""What the two session machines cost per token, without any network: `python tests/benchmarks/bench_session_machines.py`.
+"""What the two session machines cost per token, without any network.
+
+Run it with `python tests/benchmarks/bench_session_machines.py`.
 
 16 streams of 50 tokens/s: every 20 ms each stream gives one token, one frame carries all 16. Counted is CPU time of
 this process for both ends together: queueing, sealing, encoding, decoding, opening, receipts and their checks.

@@ -274,14 +274,14 @@ def test_trio_programs_have_the_same_methods() -> None:
 def test_a_trio_reply_left_early_cancels_and_the_callers_own_error_comes_out_alone() -> None:
     role = ScriptedRole("a", ...)
 
-    async def main() -> None:
-        with pytest.raises(KeyError):
-            async with AsyncClient.over(role) as cocoon:
-                async with await cocoon.chat(model="m", messages=HELLO, spend_max=SPEND) as reply:
-                    async for _ in reply:
-                        raise KeyError("mine")
+    async def fail_inside() -> None:
+        async with AsyncClient.over(role) as cocoon:
+            async with await cocoon.chat(model="m", messages=HELLO, spend_max=SPEND) as reply:
+                async for _ in reply:
+                    raise KeyError("mine")
 
-    trio.run(main)
+    with pytest.raises(KeyError):
+        trio.run(fail_inside)
     assert role.left.is_set()
 
 
