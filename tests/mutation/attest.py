@@ -49,6 +49,7 @@ timeout_multiplier = 3.0
 timeout_constant = 5.0
 use_setproctitle = false
 use_git_change_detection = false
+track_dependencies = false
 """
 CHUNK = 600  # mutants per run of mutmut: it needs most of a minute to start
 SURVIVED = 0
@@ -69,7 +70,7 @@ def main() -> int:
     if args.minutes:
         copy(args.folder)
         if not (args.folder / "mutants").exists():
-            mutmut(args.folder, ["cocoon.attest.facts.*"], args.children, ends)  # makes all mutants on the way
+            mutmut(args.folder, ["cocoon.attest.nonces.*"], args.children, ends)  # makes all mutants on the way
     modules = args.modules or MODULES
     if args.again:
         lived = [name for module in modules for name, code in outcomes(args.folder, module).items() if code == SURVIVED]
@@ -126,7 +127,7 @@ def undone(folder: Path, module: str) -> list[str]:
 def functions(source: str) -> dict[str, str]:
     """Bodies of mutmut's variants by name."""
     starts = list(re.finditer(r"^ *(?:async )?def (\w+__mutmut_(?:orig|\d+))\(", source, re.MULTILINE))
-    ends = [*(match.start() for match in starts[1:]), len(source)]
+    ends = [*(match.start() for match in starts[1:]), len(source)][: len(starts)]
     found = {}
     for match, end in zip(starts, ends, strict=True):
         indent = len(match.group(0)) - len(match.group(0).lstrip())
