@@ -83,6 +83,10 @@ class DhtFailed(P2PError):
     """A DHT operation could not be carried out at all: switched off, or no peer to ask."""
 
 
+class RecordInvalid(P2PError):
+    """A DHT value that a validator, or a bound, refuses."""
+
+
 class GossipDisabled(P2PError):
     """This node was opened without gossip."""
 

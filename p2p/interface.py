@@ -13,7 +13,7 @@ Times named `*_at` are nanoseconds since the Unix epoch.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
@@ -44,6 +44,16 @@ class Verdict(Enum):
 Validator = Callable[[PeerId, bytes], Verdict]
 """(forwarding neighbour, data) → verdict. Synchronous and fast: it runs before a message is delivered or
 forwarded. It should not raise; if it does, the message is ignored and the error is logged by type."""
+
+
+class RecordValidator(Protocol):
+    """Judges the values of one DHT namespace. Both must be pure: every node has to come to the same answer."""
+
+    def validate(self, key: bytes, value: bytes) -> None:
+        """Raises RecordInvalid. Runs on bytes of strangers."""
+
+    def select(self, key: bytes, values: list[bytes]) -> int:
+        """The index of the best of at least one valid value. "Decisions made by select should be stable." """
 
 
 class Direction(Enum):
@@ -232,6 +242,7 @@ class NodeSettings:
     bootstrap: tuple[str, ...] = ()  # multiaddrs that end in /p2p/<peer>; kept connected in the background
     dht_mode: DhtMode = DhtMode.SERVER
     kad_prefix: str = KAD_PREFIX
+    validators: Mapping[str, RecordValidator] = field(default_factory=dict)  # DHT namespaces whose values we keep
     gossip: bool = True
     address_book: AddressBook | None = None  # where peers of earlier runs are kept; None: nowhere
     relay: bool = False  # relay for others, within `relay_limits` (circuit relay v2): for public nodes
@@ -398,6 +409,15 @@ class Node(Protocol):
 
     async def find_peer(self, peer: PeerId) -> PeerInfo:
         """The addresses of `peer`. Raises PeerNotFound."""
+
+    async def put_value(self, key: bytes, value: bytes) -> None:
+        """Keep a small value in the DHT under `/namespace/…`, for up to 36 hours. `NodeSettings.validators` must
+        know the namespace, here and where it is kept. Raises RecordInvalid (refused by the validator, too long, or
+        worse than what is here), DhtFailed when no other peer took it."""
+
+    async def get_value(self, key: bytes) -> bytes | None:
+        """The best valid value that the DHT has, corrected where a peer had a worse one. None when there is none.
+        Raises RecordInvalid for a key of no known namespace, DhtFailed when there is nobody to ask."""
 
     def connections(self) -> tuple[ConnectionInfo, ...]: ...
 

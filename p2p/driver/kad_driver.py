@@ -15,7 +15,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -44,7 +44,7 @@ from p2p.errors import (
 )
 from p2p.framing import FrameReader, encode_frame
 from p2p.identity import PEER_ID_BYTES, peer_id_of_bytes, peer_id_to_bytes
-from p2p.interface import DHT_KEY_BYTES, DhtMode, PeerId, PeerInfo
+from p2p.interface import DHT_KEY_BYTES, DhtMode, PeerId, PeerInfo, RecordValidator
 from p2p.kad import (
     Ask,
     Done,
@@ -60,6 +60,8 @@ from p2p.kad import (
     ProvidersFound,
     Result,
     Send,
+    ValueFound,
+    ValuePut,
     decode_message,
     encode_message,
     network_groups,
@@ -93,6 +95,7 @@ class Dht:
         mode: DhtMode,
         policy: DialPolicy,
         settings: KadSettings | None = None,
+        validators: Mapping[str, RecordValidator] | None = None,
     ) -> None:
         self._host = host
         self._swarm = host.get_network()
@@ -115,6 +118,7 @@ class Dht:
             rng=random.Random(),  # noqa: S311 - spreads refreshes, keeps no secret
             now=self._now(),
             addresses=self._own_addresses,
+            validators=validators,
             groups_of=no_groups if policy.allow_private else network_groups,
         )
 
@@ -184,6 +188,23 @@ class Dht:
             if addresses:
                 return PeerInfo(peer=peer, addresses=addresses)
         raise PeerNotFound(f"the DHT knows no usable address of {peer}")
+
+    async def put_value(self, key: bytes, value: bytes) -> None:
+        await self._wait_known()
+        result = await self._result(*self.node.put_value(key, value, now=self._now()))
+        if not isinstance(result, ValuePut) or not result.told:
+            raise DhtFailed("no peer of the DHT took the value")
+
+    async def get_value(self, key: bytes) -> bytes | None:
+        self.node.values.validator(key)
+        await self._wait_known()
+        is_alone = not len(self.node.table)
+        result = await self._result(*self.node.get_value(key, now=self._now()))
+        if not isinstance(result, ValueFound):
+            raise DhtFailed(f"the DHT did not answer within {OPERATION_TIMEOUT_S:g} s")
+        if result.value is None and is_alone:
+            raise DhtFailed("no peer of the DHT could be asked")
+        return result.value
 
     async def _wait_known(self) -> None:
         """Right after a connection stands nobody knows yet whether the peer serves the DHT."""

@@ -138,6 +138,7 @@ class Libp2pNode:
             protocol=settings.kad_prefix,
             mode=settings.dht_mode,
             policy=self._swarm.policy,
+            validators=settings.validators,
         )
         if self.gossip is not None:
             self.dht.keeps = self.gossip.needs
@@ -348,6 +349,14 @@ class Libp2pNode:
     async def find_peer(self, peer: PeerId) -> PeerInfo:
         self._check_open()
         return await self.dht.find_peer(peer)
+
+    async def put_value(self, key: bytes, value: bytes) -> None:
+        self._check_open()
+        await self.dht.put_value(key, value)
+
+    async def get_value(self, key: bytes) -> bytes | None:
+        self._check_open()
+        return await self.dht.get_value(key)
 
     def _identified(self, peer_id: ID) -> None:
         if self.host.nursery is not None and not self._closed:

@@ -1,5 +1,7 @@
 """Kademlia DHT, sans-IO: a node, its routing table, lookups and stores."""
 
+from p2p.errors import RecordInvalid
+from p2p.interface import RecordValidator
 from p2p.kad.machine import Ask, Done, Effect, KadNode, Send, TooManyOperations
 from p2p.kad.messages import (
     KadMessage,
@@ -21,7 +23,6 @@ from p2p.kad.operations import (
     ValuePut,
 )
 from p2p.kad.settings import KadSettings
-from p2p.kad.store import RecordInvalid, RecordValidator
 from p2p.kad.table import GroupsOf, network_groups, no_groups
 
 __all__ = [

@@ -19,7 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from p2p.errors import P2PError
+from p2p.errors import P2PError, RecordInvalid
+from p2p.interface import RecordValidator
 from p2p.kad.lookup import Lookup
 from p2p.kad.messages import KadMessage, KadPeer, Kind, Record, kad_id
 from p2p.kad.operations import (
@@ -32,7 +33,7 @@ from p2p.kad.operations import (
     Result,
 )
 from p2p.kad.settings import NANOSECONDS, KadSettings
-from p2p.kad.store import ProviderStore, RecordInvalid, RecordValidator, ValueStore
+from p2p.kad.store import ProviderStore, ValueStore
 from p2p.kad.table import Entry, GroupsOf, RoutingTable, network_groups
 from p2p.randomness import Randomness
 

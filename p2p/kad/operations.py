@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from p2p.errors import RecordInvalid
 from p2p.kad.lookup import Lookup
 from p2p.kad.messages import KadMessage, KadPeer, Kind, Record
-from p2p.kad.store import RecordInvalid, ValueStore
+from p2p.kad.store import ValueStore
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,11 @@ Source: kad-dht/README.md, "Content routing", "Value routing", "Entry validation
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-from p2p.kad.messages import KadPeer, Record
+from p2p.errors import RecordInvalid
+from p2p.interface import RecordValidator
+from p2p.kad.messages import KEY_BYTES_MAX, KadPeer, Record
 from p2p.kad.settings import NANOSECONDS, KadSettings
 
 
@@ -70,20 +72,6 @@ class ProviderStore:
                 del self._keys[key]
 
 
-class RecordInvalid(Exception):
-    """A validator's word for a record that nobody should keep."""
-
-
-class RecordValidator(Protocol):
-    """Both must be pure: every node has to come to the same answer."""
-
-    def validate(self, key: bytes, value: bytes) -> None:
-        """Raises RecordInvalid."""
-
-    def select(self, key: bytes, values: list[bytes]) -> int:
-        """The index of the best of at least one valid value. "Decisions made by select should be stable." """
-
-
 class ValueStore:
     """Key → the best valid record seen. Keys are `/namespace/…`; a namespace without a validator is refused."""
 
@@ -97,15 +85,17 @@ class ValueStore:
 
     def validate(self, key: bytes, record: Record) -> None:
         """Raises RecordInvalid."""
+        if len(key) > KEY_BYTES_MAX:
+            raise RecordInvalid("key too long")
         if record.key != key:
             raise RecordInvalid("a record under another key")
         if len(record.value) > self._settings.value_bytes_max:
             raise RecordInvalid("value too long")
-        self._validator(key).validate(key, record.value)
+        self.validator(key).validate(key, record.value)
 
     def better(self, key: bytes, old: bytes, new: bytes) -> bool:
         """Is `new` strictly better than `old`? Both are valid."""
-        return old != new and self._validator(key).select(key, [old, new]) == 1
+        return old != new and self.validator(key).select(key, [old, new]) == 1
 
     def put(self, key: bytes, record: Record, *, now: int) -> None:
         """Keep a record unless a better one is here. Raises RecordInvalid, also when the store is full."""
@@ -125,7 +115,8 @@ class ValueStore:
         for key in [key for key, (_, expires_at) in self._values.items() if expires_at <= now]:
             del self._values[key]
 
-    def _validator(self, key: bytes) -> RecordValidator:
+    def validator(self, key: bytes) -> RecordValidator:
+        """Raises RecordInvalid for a key of no known namespace."""
         parts = key.split(b"/", 2)
         if len(parts) == 3 and not parts[0]:
             validator = self._validators.get(parts[1].decode("ascii", "replace"))

@@ -407,6 +407,14 @@ class MemoryNode:
         peer_id_to_bytes(peer)
         return await self.dht.find_peer(peer)
 
+    async def put_value(self, key: bytes, value: bytes) -> None:
+        self._check_open()
+        await self.dht.put_value(key, value)
+
+    async def get_value(self, key: bytes) -> bytes | None:
+        self._check_open()
+        return await self.dht.get_value(key)
+
     def info(self) -> PeerInfo:
         return PeerInfo(peer=self.peer, addresses=self.settings.announce or self.listening)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from p2p.counters import Counters
-from p2p.errors import DhtFailed, MessageTooLarge, PeerNotFound, SettingsInvalid
+from p2p.errors import DhtFailed, MessageTooLarge, PeerNotFound, RecordInvalid, SettingsInvalid
 from p2p.interface import DHT_KEY_BYTES, DhtMode, GossipMessage, Limits, PeerId, PeerInfo, Validator, Verdict
+from p2p.kad import KadSettings, Record
+from p2p.kad.store import ValueStore
 from p2p.queues import BoundedFeed
 
 if TYPE_CHECKING:
@@ -144,6 +146,7 @@ class MemoryDht:
     def __init__(self, node: MemoryNode) -> None:
         self._node = node
         self.records: dict[bytes, dict[PeerId, tuple[PeerInfo, float]]] = {}
+        self.values = ValueStore(KadSettings(), node.settings.validators)
 
     async def provide(self, key: bytes) -> None:
         servers = await self._servers(key)
@@ -164,9 +167,37 @@ class MemoryDht:
                     found[peer] = info
         return tuple(found.values())[:count_max]
 
+    async def put_value(self, key: bytes, value: bytes) -> None:
+        now, record = _now_ns(), Record(key, value)
+        self.values.put(key, record, now=now)
+        told = 0
+        for server in await self._reach_servers():
+            try:
+                server.dht.values.put(key, record, now=now)
+                told += 1
+            except RecordInvalid:
+                continue
+        if not told:
+            raise DhtFailed("no peer of the DHT took the value")
+
+    async def get_value(self, key: bytes) -> bytes | None:
+        self.values.validator(key)
+        best = self.values.get(key, now=_now_ns())
+        servers = await self._reach_servers()
+        if best is None and not servers:
+            raise DhtFailed("no peer of the DHT is known")
+        for server in servers:
+            found = server.dht.values.get(key, now=_now_ns())
+            if found is not None and (best is None or self.values.better(key, best, found)):
+                best = found
+        return best
+
     async def _servers(self, key: bytes) -> list[MemoryNode]:
         if len(key) != DHT_KEY_BYTES:
             raise SettingsInvalid(f"a DHT key has {DHT_KEY_BYTES} bytes")
+        return await self._reach_servers()
+
+    async def _reach_servers(self) -> list[MemoryNode]:
         delays = [connection.link.delay_s() for connection in self._node.live_connections()]
         await trio.sleep(2 * max(delays, default=0.0))
         others = [node for node in self._node.component() if node is not self._node]
@@ -178,3 +209,7 @@ class MemoryDht:
             if node.peer == peer and node.listening:
                 return node.info()
         raise PeerNotFound(f"the DHT knows no usable address of {peer}")
+
+
+def _now_ns() -> int:
+    return int(trio.current_time() * 1e9)

@@ -7,6 +7,7 @@ import hashlib
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import trio
@@ -222,7 +223,54 @@ def test_a_stock_dht_provides_and_finds_through_us() -> None:
     run(check)
 
 
-def _with(base: p2p.NodeSettings, options: dict[str, str]) -> p2p.NodeSettings:
-    from dataclasses import replace
+class Text:
+    """A value is any text; the longest is the newest. For our nodes, and (`validate(str, …)`) for the library."""
 
+    def validate(self, key: bytes | str, value: bytes) -> None:
+        try:
+            value.decode()
+        except UnicodeDecodeError:
+            raise p2p.RecordInvalid("not text") from None
+
+    def select(self, key: bytes | str, values: list[bytes]) -> int:
+        return max(range(len(values)), key=lambda place: len(values[place]))
+
+
+def test_values_are_put_and_got_both_ways_with_a_stock_dht() -> None:
+    """ours → stock → ours, and stock → ours → stock, in one DHT of four."""
+
+    async def check() -> None:
+        base = replace(settings(validators={"text": Text()}), kad_prefix=IPFS_KAD)
+        async with (
+            stock_dht("server") as (host, dht),
+            p2p.open_node(base, key=key_of("one")) as one,
+            p2p.open_node(base, key=key_of("two")) as two,
+            stock_dht("reader") as (reader, reader_dht),
+        ):
+            dht.register_validator("text", Text())
+            reader_dht.register_validator("text", Text())
+            for node in (one, two):
+                await node.connect(str(host.get_id()), [address_of(host).split("/p2p/")[0]])
+                await dht.add_peer(ID.from_base58(node.peer))
+            await one.put_value(b"/text/ours", b"from us")
+            kept = dht.value_store.get(b"/text/ours")
+            assert kept is not None, "the stock peer keeps it"
+            assert kept.value == b"from us"
+            assert await two.get_value(b"/text/ours") == b"from us"
+            assert await dht.get_value("/text/ours") == b"from us"
+
+            await reader.connect(info_from_p2p_addr(Multiaddr(one.addresses()[0])))
+            await reader_dht.add_peer(ID.from_base58(one.peer))
+            assert await reader_dht.get_value("/text/ours") == b"from us", "a stock peer believes our copy"
+            await reader_dht.put_value("/text/theirs", b"from them")
+            assert await one.get_value(b"/text/theirs") == b"from them"
+            assert await two.get_value(b"/text/theirs") == b"from them"
+
+            with pytest.raises(p2p.RecordInvalid):
+                await one.put_value(b"/text/bad", bytes([255]))
+
+    run(check)
+
+
+def _with(base: p2p.NodeSettings, options: dict[str, str]) -> p2p.NodeSettings:
     return replace(base, **options)  # type: ignore[arg-type]

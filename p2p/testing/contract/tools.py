@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
@@ -15,6 +15,7 @@ from p2p.interface import (
     Node,
     NodeSettings,
     ReachSettings,
+    RecordValidator,
     Stream,
     StreamHandler,
     Verdict,
@@ -52,6 +53,7 @@ def settings(
     limits: Limits | None = None,
     bootstrap_addresses: tuple[str, ...] = (),
     check_delay_s: float = 15.0,
+    validators: Mapping[str, RecordValidator] | None = None,
 ) -> NodeSettings:
     return NodeSettings(
         listen=listen,
@@ -59,6 +61,7 @@ def settings(
         dht_mode=dht_mode,
         gossip=gossip,
         allow_private_addresses=allow_private_addresses,
+        validators=validators or {},
         limits=limits or Limits(),
         reach=ReachSettings(check_delay_s=check_delay_s),
     )

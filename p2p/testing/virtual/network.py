@@ -27,8 +27,8 @@ from typing import Any
 
 from p2p import gossip
 from p2p.gossip import GossipSettings, Message, Rpc, rpc_bytes
+from p2p.interface import RecordValidator
 from p2p.kad import Ask, GroupsOf, KadMessage, KadSettings, message_bytes, network_groups
-from p2p.kad.store import RecordValidator
 from p2p.testing.virtual.faults import NANOSECONDS, Faults
 from p2p.testing.virtual.peer import VirtualPeer
 

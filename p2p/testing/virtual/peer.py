@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from p2p import gossip, kad
 from p2p.gossip import GossipSettings, Message, Router, Rpc
+from p2p.interface import RecordValidator
 from p2p.kad import KadMessage, KadNode, KadSettings, Result
-from p2p.kad.store import RecordValidator
 
 if TYPE_CHECKING:
     from p2p.testing.virtual.network import VirtualNetwork
