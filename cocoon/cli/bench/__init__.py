@@ -19,6 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", default="1,16,64", metavar="N,N", help="concurrent streams (default: 1,16,64)")
     parser.add_argument("--rounds", type=int, default=2, metavar="N", help="requests per stream (default: 2)")
     parser.add_argument("--tokens", type=int, default=64, metavar="N", help="tokens per answer (default: 64)")
+    parser.add_argument(
+        "--burst", action="store_true", help="start all streams at the same moment (default: spread over one answer)"
+    )
     parser.add_argument("--profile", action="store_true", help="also show where our CPU time goes, by part")
     parser.add_argument("--server", choices=("h11", "hypercorn"), default="h11", help="the gateway's HTTP server")
     parser.add_argument("--litellm", metavar="PATH", help="its executable (default: found on PATH)")

@@ -81,13 +81,24 @@ def request_bytes(target: Target, prompt: str, tokens: int) -> bytes:
 
 
 async def run_cell(
-    target: Target, *, streams: int, rounds: int, prompt: str, tokens: int, expected: str | None
+    target: Target,
+    *,
+    streams: int,
+    rounds: int,
+    prompt: str,
+    tokens: int,
+    expected: str | None,
+    spread_s: float = 0.0,
 ) -> tuple[Cell, list[Stream]]:
-    """`streams` connections side by side, each with `rounds` requests one after the other."""
+    """`streams` connections side by side, each with `rounds` requests one after the other.
+
+    Their first requests are spread evenly over `spread_s`, as strangers' requests are; 0 starts all at once.
+    """
     results: list[Stream] = []
     payload = request_bytes(target, prompt, tokens)
 
-    async def one_connection() -> None:
+    async def one_connection(number: int) -> None:
+        await trio.sleep(spread_s * number / streams)
         connection: trio.SocketStream | None = None
         for _ in range(rounds):
             connection = await _ask(target, payload, connection, results)
@@ -96,8 +107,8 @@ async def run_cell(
 
     started = time.perf_counter()
     async with trio.open_nursery() as nursery:
-        for _ in range(streams):
-            nursery.start_soon(one_connection)
+        for number in range(streams):
+            nursery.start_soon(one_connection, number)
     return summarise(target.name, streams, results, time.perf_counter() - started, expected), results
 
 

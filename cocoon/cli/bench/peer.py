@@ -42,6 +42,7 @@ from .sampler import Sampler
 
 MODEL: Final = ModelRef(name="cocoon-bench", digest=sha256(b"cocoon bench model").digest())
 NETWORK: Final = Network.DEVNET
+ENGINE_ALONE_PATH: Final = "/engine-alone"  # runs the engine and says only the usage: what the engine itself costs
 SLOTS: Final = 64
 CONTEXT_TOKENS: Final = 1_024
 TINY: Final = Path(__file__).parents[2] / "data" / "models" / "cocoon-tiny" / "cocoon-tiny-q8_0.gguf"
@@ -220,9 +221,12 @@ def _paced_app(engine: Engine) -> AsgiApp:
             body={"messages": asked["messages"], "max_tokens": asked["max_tokens"], "temperature": 0},
         )
         await send(response_start(200, [(b"content-type", b"text/event-stream")]))
+        is_silent = scope["path"] == ENGINE_ALONE_PATH
         async with engine.generate(request) as events:
             async for event in events:
                 if isinstance(event, Delta):
+                    if is_silent:
+                        continue
                     data: dict[str, Any] = {"choices": [{"index": 0, "delta": {"content": event.text}}]}
                 else:
                     data = {"choices": [], "usage": {"completion_tokens": event.usage.completion_tokens}}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,11 +13,11 @@ _COLUMNS = (
 )  # fmt: skip
 
 
-def table(outcome: Outcome) -> str:
+def table(outcome: Outcome, *, burst: bool) -> str:
     """All rows, then start-up times, the profile, and what was left out."""
     rows = [_COLUMNS, *(_cells(outcome, row) for row in outcome.rows)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = [f"{_TITLES[outcome.engine]} (times in ms)"]
+    lines = [f"{_TITLES[outcome.engine]} (times in ms; starts {'together' if burst else 'spread'})"]
     lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.append("ready after: " + ", ".join(f"{name} {ready_s:.1f} s" for name, ready_s in outcome.ready_s.items()))
     lines += [f"left out: {each}" for each in outcome.left_out]
@@ -54,26 +53,13 @@ def _cells(outcome: Outcome, row: Row) -> tuple[str, ...]:
 
 
 def _cpu(outcome: Outcome, row: Row) -> str:
-    """Ours without the engine: of the provider, what the raw engine took at the same load is not ours.
-
-    The paced engine costs next to nothing inside the provider, and nothing is taken off for it.
-    """
+    """Ours without the engine, which runs inside the provider: what it costs alone at this load is taken off."""
     parts = dict(row.cpu_per_1000)
+    engine = outcome.engine_cpu_per_1000[row.cell.streams]
     if row.cell.target == "raw engine":
-        return f"engine {parts['raw']:.3f}"
+        return f"{parts['raw']:.3f} (engine alone {engine:.3f})"
     own = parts.pop("raw", None)
     if own is not None:
         return f"{sum(parts.values()):.3f}"
-    engine = engine_cpu(outcome, row.cell.streams)
     provider = max(0.0, parts["provider"] - engine)
     return f"{parts['gateway'] + provider:.3f} (gateway {parts['gateway']:.3f}, provider {provider:.3f})"
-
-
-def engine_cpu(outcome: Outcome, streams: int) -> float:
-    """CPU s per 1,000 tokens of the engine itself, to be taken off the provider's."""
-    if outcome.engine == "paced":
-        return 0.0
-    for row in outcome.rows:
-        if row.cell.target == "raw engine" and row.cell.streams == streams:
-            return row.cpu_per_1000["raw"]
-    return math.nan

@@ -11,7 +11,7 @@ import signal
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -24,9 +24,11 @@ from .load import Cell, Target, run_cell
 from .processes import Measured
 from .report import table
 
+ENGINE_ALONE_PATH: Final = "/engine-alone"  # of `peer raw`
 KEY: Final = "bench-key-0123456789"
 MODEL: Final = "cocoon-bench"
 PROMPT: Final = "Tell me a long story about Anna."
+PACED_TOKENS_PER_S: Final = 50
 WARM_UP_STREAMS: Final = 4
 STREAMS_MAX: Final = 256
 ROUNDS_MAX: Final = 100
@@ -42,6 +44,7 @@ class Plan:
     streams: tuple[int, ...]
     rounds: int
     tokens: int
+    burst: bool
     profile: bool
     server: str
     litellm: str | None
@@ -61,11 +64,15 @@ class Plan:
         ):
             if not all(1 <= value <= most for value in values):
                 raise ConfigError(f"{name} takes numbers from 1 to {most}")
+        for name, path in (("--nginx", args.nginx), ("--litellm", args.litellm)):
+            if path is not None and shutil.which(path) is None:
+                raise ConfigError(f"{name}: {path} is not a program")
         return Plan(
             engines=("paced", "tiny") if args.engine == "both" else (args.engine,),
             streams=streams,
             rounds=args.rounds,
             tokens=args.tokens,
+            burst=args.burst,
             profile=args.profile,
             server=args.server,
             litellm=args.litellm or shutil.which("litellm"),
@@ -101,6 +108,7 @@ class Outcome:
 
     engine: str
     rows: list[Row] = field(default_factory=list)
+    engine_cpu_per_1000: dict[int, float] = field(default_factory=dict)  # by streams: taken off the provider's
     ready_s: dict[str, float] = field(default_factory=dict)
     profile: dict[str, dict[str, int]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -115,7 +123,7 @@ async def measure(plan: Plan, console: Console) -> None:
             outcome.profile = _profiles(engine, Path(folder))
             outcomes.append(outcome)
     for outcome in outcomes:
-        console.line(table(outcome))
+        console.line(table(outcome, burst=plan.burst))
     console.data(
         {
             "machine": f"{platform.machine()} · Python {platform.python_version()}",
@@ -134,13 +142,27 @@ async def _measure_engine(engine: str, plan: Plan, folder: Path, console: Consol
         expected = await _warm_up(competitors, plan)
         for streams in plan.streams:
             raw: Row | None = None
+            if engine == "paced":
+                alone = await _measure_cell(_engine_alone(competitors[0]), streams, plan, None)
+                outcome.engine_cpu_per_1000[streams] = alone.cpu_per_1000["raw"]
             for competitor in competitors:
                 console.progress(f"{engine} · {streams} streams · {competitor.target.name} …")
                 row = await _measure_cell(competitor, streams, plan, expected)
                 raw = raw or row
+                outcome.engine_cpu_per_1000.setdefault(streams, raw.cpu_per_1000["raw"])
                 _compare(row, raw)
                 outcome.rows.append(row)
     return outcome
+
+
+def _engine_alone(raw: Competitor) -> Competitor:
+    """The paced engine without a word of HTTP per token. (llama.cpp decodes in threads of its own: the raw server's
+    CPU stands for it, its cheap C++ server included, which favours nobody by much.)"""
+    return Competitor(
+        target=replace(raw.target, name="engine alone", path=ENGINE_ALONE_PATH),
+        processes=raw.processes,
+        ready_s=raw.ready_s,
+    )
 
 
 def _profiles(engine: str, folder: Path) -> dict[str, dict[str, int]]:
@@ -181,6 +203,7 @@ async def _measure_cell(competitor: Competitor, streams: int, plan: Plan, expect
         prompt=PROMPT,
         tokens=plan.tokens,
         expected=expected,
+        spread_s=0.0 if plan.burst else plan.tokens / PACED_TOKENS_PER_S,
     )
     thousands = max(cell.tokens, 1) / 1_000
     return Row(
