@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -219,6 +220,34 @@ def test_a_port_that_is_taken_is_said_so(tmp_path: Path) -> None:
         )
     assert ran.returncode == 2, ran.stderr
     assert str(port) in ran.stderr
+
+
+@pytest.mark.slow
+def test_a_devnet_that_was_killed_goes_on_with_the_same_money_and_newer_numbers(tmp_path: Path) -> None:
+    need_node()
+    (tmp_path / "devnet").mkdir()
+    (tmp_path / "devnet" / "npm").symlink_to(PACKAGES)
+    command = [
+        *(sys.executable, "-m", "cocoon", "devnet", "--json", "--control", "--on-demand", "--home", str(tmp_path)),
+        *("--state", str(tmp_path / "chain.sqlite")),
+    ]
+    readies, seqnos = [], []
+    for _ in range(3):
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            assert process.stdin is not None and process.stdout is not None
+            readies.append(json.loads(process.stdout.readline()))
+            faucet = readies[0]["faucet"]["address"]
+            process.stdin.write(f"mint {faucet} 1\nmint {faucet} 1\n")
+            process.stdin.flush()
+            seqnos += [json.loads(process.stdout.readline())["seqno"] for _ in range(2)]
+            process.kill()
+    assert seqnos == sorted(set(seqnos)), "no number ever means two blocks"
+    balances = [ready["faucet"]["balance_nano"] for ready in readies]
+    for before, after in itertools.pairwise(balances):
+        assert 2 * TON - 10**7 < after - before <= 2 * TON, "what was in a block is kept"
+    assert readies[0]["config"] == {**readies[2]["config"], "liteservers": readies[0]["config"]["liteservers"]}
 
 
 def test_blocks_come_by_themselves_and_waiting_for_one_ends() -> None:

@@ -41,6 +41,7 @@ T = TypeVar("T")
 FAUCET_NANO: Final = 1_000_000 * NANO_PER_TON
 LOOPBACK: Final = 0x7F000001
 SERVERS_MAX: Final = 8
+IDLE_BLOCK_TIME_S: Final = 20.0  # on demand too: a chain without new blocks looks dead to its clients
 SKIPPED_MAX: Final = 10_000_000  # seqnos after a long pause
 
 
@@ -48,7 +49,7 @@ SKIPPED_MAX: Final = 10_000_000  # seqnos after a long pause
 class DevnetSettings:
     """How a devnet runs."""
 
-    block_time_s: float | None = 1.0  # None: a block with every message, and on demand
+    block_time_s: float | None = 1.0  # None: a block with every message, on demand, and when nothing happens for long
     prices: str = PRICES[0]
     network: Network = Network.DEVNET
     port: int = 0  # of the first server; 0: any
@@ -83,8 +84,7 @@ async def open_devnet(
                 devnet.nursery = nursery
                 for index in range(settings.servers):
                     await devnet.add_server(port=settings.port if index == 0 else 0)
-                if settings.block_time_s is not None:
-                    nursery.start_soon(devnet.keep_time, settings.block_time_s)
+                nursery.start_soon(devnet.keep_time, settings.block_time_s or IDLE_BLOCK_TIME_S)
                 yield devnet
                 nursery.cancel_scope.cancel()
         finally:

@@ -102,6 +102,8 @@ class Queries:
             kind, values = self._table[name](self._parse(data))
         except QueryError as error:
             return self.error(error.code, str(error))
+        except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            return self.error(BAD_REQUEST, f"a query of an impossible shape: {type(error).__name__}")
         return self._serialise(kind, values)
 
     def error(self, code: int, message: str) -> bytes:
