@@ -75,6 +75,7 @@ OPERATION_TIMEOUT_S = 30.0
 ASKS_PARALLEL_MAX = 32  # streams of ours at one time, over all lookups
 SERVED_PER_PEER_MAX = 8  # inbound streams of one peer, and requests on one of them:
 REQUESTS_PER_STREAM_MAX = 256
+BLAMED_MAX = 16  # requests of one peer that nobody honest sends, then it is disconnected
 REQUEST_WAIT_S = 30.0  # for the next request on an inbound stream
 IDLE_CLOSE_S = 60.0  # a connection that a lookup opened, once nothing runs on it
 GOSSIP_STREAMS_MAX = 2  # every connection may carry gossip, one stream each way
@@ -107,6 +108,7 @@ class Dht:
         self._places = trio.CapacityLimiter(ASKS_PARALLEL_MAX)
         self._waiting: dict[int, tuple[trio.Event, list[Result]]] = {}
         self._serving: Counter[ID] = Counter()
+        self._blamed: Counter[ID] = Counter()  # requests that nobody honest sends
         self._opened: dict[ID, float] = {}  # peers that a lookup connected to, and when it last used them
         self._changed = trio.Event()
         self._identified = trio.Event()
@@ -317,8 +319,11 @@ class Dht:
                 await self._answer_all(stream, peer_id, scope)
             if scope.cancelled_caught:
                 await stream.reset()
-        except (KadMessageInvalid, FrameTooLarge, FrameInvalid, StreamReset):
+        except (KadMessageInvalid, FrameTooLarge, FrameInvalid):
             await stream.reset()  # "On any error, the stream is reset."
+            self._blame(peer_id)
+        except StreamReset:
+            await stream.reset()
         finally:
             self._serving[peer_id] -= 1
             if not self._serving[peer_id]:
@@ -337,13 +342,31 @@ class Dht:
                     return
                 except (MuxedStreamReset, MuxedStreamError):
                     return
-            answers = self.node.receive(peer_id.to_bytes(), decode_message(frame), now=self._now())
+            question = decode_message(frame)
+            if question.kind is Kind.ADD_PROVIDER and peer_id.to_bytes() not in [p.peer for p in question.providers]:
+                self._blame(peer_id)  # a record for somebody else: nobody honest sends one
+            answers = self.node.receive(peer_id.to_bytes(), question, now=self._now())
             for effect in answers:
                 if isinstance(effect, Send):
                     await muxed.write(encode_frame(encode_message(effect.message)))
             if not answers:
                 await stream.reset()
                 return
+
+    def _blame(self, peer_id: ID) -> None:
+        """A request that nobody honest sends. Enough of them cost the connection; there is no score beyond that."""
+        if len(self._blamed) >= JUDGED_MAX:
+            self._blamed.clear()
+        self._blamed[peer_id] += 1
+        if self._blamed[peer_id] >= BLAMED_MAX and self._nursery is not None:
+            del self._blamed[peer_id]
+            self._nursery.start_soon(self._disconnect, peer_id)
+
+    async def _disconnect(self, peer_id: ID) -> None:
+        log.debug("dht.peer_dropped", extra={"peer": str(peer_id)})
+        for connection in self._swarm.live_connections(peer_id):
+            with trio.move_on_after(3):
+                await connection.close()
 
     # --- connections and addresses -----------------------------------------------------------------------
 

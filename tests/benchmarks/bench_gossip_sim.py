@@ -1,8 +1,9 @@
 """Routers alone in virtual time: how many events a second one process can push through, and that all arrives.
 
-    python tests/benchmarks/bench_gossip_sim.py NODES MESSAGES [signed]
+    python tests/benchmarks/bench_gossip_sim.py NODES MESSAGES [signed | network]
 
-An event is one RPC, one heartbeat or one publish. The digest is the same for every PYTHONHASHSEED.
+An event is one RPC, one heartbeat or one publish. The digest is the same for every PYTHONHASHSEED. `network` runs the
+same on `p2p.testing.virtual`, which adds sizes, faults, order per connection and a trace of everything.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 from p2p.gossip import Deliver, GossipSettings, Router, Send, is_signed_by_source, signer
 from p2p.identity import peer_id_of_seed, peer_id_to_bytes
+from p2p.testing.virtual import VirtualNetwork
 
 SECOND = 1_000_000_000
 TOPIC = "topic"
@@ -114,5 +116,35 @@ def simulate(nodes: int, messages: int, *, signed: bool = False) -> SimResult:
     )
 
 
+def simulate_network(nodes: int, messages: int) -> SimResult:
+    rng = random.Random(1)
+    network = VirtualNetwork(seed=1, has_dht=False)
+    peers = [network.add(str(number)) for number in range(nodes)]
+    for peer in peers:
+        for other in rng.sample(peers, DEGREE // 2):
+            network.connect(peer, other)
+    for peer in peers:
+        peer.join(TOPIC)
+    network.run(seconds=WARM_S)
+    cpu, events = time.process_time(), network.events
+    for number in range(messages):
+        network.after(number / RATE, rng.choice(peers).publish, TOPIC, bytes(512))
+    network.run(seconds=messages / RATE + TAIL_S)
+    cpu, events = time.process_time() - cpu, network.events - events
+    delivered = sum(len(peer.heard) for peer in peers)
+    return SimResult(
+        nodes=nodes,
+        events_per_s=events / cpu,
+        cpu_us_per_delivery=cpu / max(1, delivered) * 1e6,
+        delivered_share=delivered / max(1, messages * (nodes - 1)),
+        duplicates_per_delivery=sum(p.router.counters.duplicates for p in peers) / max(1, delivered),
+        peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        digest=network.digest()[:12],
+    )
+
+
 if __name__ == "__main__":
-    print(simulate(int(sys.argv[1]), int(sys.argv[2]), signed="signed" in sys.argv))
+    if "network" in sys.argv:
+        print(simulate_network(int(sys.argv[1]), int(sys.argv[2])))
+    else:
+        print(simulate(int(sys.argv[1]), int(sys.argv[2]), signed="signed" in sys.argv))

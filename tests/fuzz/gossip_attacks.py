@@ -72,7 +72,7 @@ Speak = Callable[[Attacker, int], Rpc | bytes | None]
 
 
 def graft_flood(attacker: Attacker, turn: int) -> Rpc:
-    return Rpc(graft=tuple(f"{turn} {number}" for number in range(300)) + (TOPIC,))
+    return Rpc(graft=(TOPIC, *(f"{turn} {number}" for number in range(300))))
 
 
 def grafts_in_the_backoff(attacker: Attacker, turn: int) -> Rpc:

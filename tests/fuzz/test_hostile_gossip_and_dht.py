@@ -153,10 +153,11 @@ def test_gossip_attacks_alone_and_together_for_half_an_hour() -> None:
 async def ask(node: Any, target: Any, *questions: KadMessage) -> list[KadMessage]:
     """Raw questions on one stream; the answers until it ends."""
     addresses = [p2p.addresses.parse_address(text).without_peer for text in target.addresses()]
-    connection = await node.host.get_network().dial(target.host.get_id(), addresses)
-    stream = await connection.muxed_conn.open_stream()
     answers: list[KadMessage] = []
+    stream = None
     try:
+        connection = await node.host.get_network().dial(target.host.get_id(), addresses)
+        stream = await connection.muxed_conn.open_stream()
         await propose(stream, KAD)
         reader = FrameReader(frame_bytes_max=1 << 17)
         for question in questions:
@@ -164,9 +165,10 @@ async def ask(node: Any, target: Any, *questions: KadMessage) -> list[KadMessage
             while (frame := reader.next_frame()) is None:
                 reader.feed(await stream.read(1 << 16))
             answers.append(decode_message(frame))
-    except Exception:  # the stream was reset
+    except Exception:  # the stream was reset, or we were thrown out
         pass
-    await stream.reset()
+    if stream is not None:
+        await stream.reset()
     return answers
 
 
@@ -233,6 +235,16 @@ def test_liars_in_the_dht_neither_hide_a_provider_nor_fill_stores_and_tables() -
             assert len(victim.dht.node.values) == 0
             assert [info.peer for info in await honest[4].find_providers(key, count_max=20)] == [honest[1].peer]
             assert memory_bytes() - before < MEMORY_BYTES_MAX
+            started = time.time_ns()
+            for _ in range(20):
+                await ask(liar, victim, question)
+
+            def is_thrown_out() -> bool:
+                """It may be back on another connection by now, as its program wants it to be."""
+                return all(c.opened_at > started for c in victim.connections() if c.peer == liar.peer)
+
+            await eventually(is_thrown_out, "the liar is thrown out")
+            assert {node.peer for node in honest[1:]} <= {c.peer for c in victim.connections()}
 
     trio.run(main)
 

@@ -45,8 +45,10 @@ class VirtualNetwork:
         kad_settings: KadSettings | None = None,
         validators: Mapping[str, RecordValidator] | None = None,
         groups_of: GroupsOf = network_groups,
+        has_dht: bool = True,
     ) -> None:
-        """The settings are those of every peer, unless `add` is told otherwise."""
+        """The settings are those of every peer, unless `add` is told otherwise. `has_dht=False` leaves the DHT's upkeep
+        out: in a network of thousands it is most of the work."""
         self.now = START
         self.faults = faults or Faults()
         self.peers: dict[bytes, VirtualPeer] = {}
@@ -59,6 +61,8 @@ class VirtualNetwork:
         self._kad_settings = kad_settings or KadSettings()
         self._validators = validators or {}
         self._groups_of = groups_of
+        self.has_dht = has_dht
+        self._sized: tuple[Rpc, int] = (Rpc(), 0)  # the last one: it goes to several peers
         self._rng = random.Random(f"{seed}/network")  # noqa: S311 - no secrets in a simulation
         self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
@@ -190,7 +194,9 @@ class VirtualNetwork:
     def send_rpc(self, source: VirtualPeer, target: bytes, rpc: Rpc) -> None:
         if target not in source.links:
             return
-        at = self._arrival(source.peer, target, rpc_bytes(rpc))
+        if self._sized[0] is not rpc:
+            self._sized = (rpc, rpc_bytes(rpc))
+        at = self._arrival(source.peer, target, self._sized[1])
         if at is not None:
             self._push(at, self._deliver_rpc, source.peer, target, rpc)
 

@@ -129,6 +129,8 @@ class VirtualPeer:
                 other.peer, connected=True, now=now, address=other.host, is_outbound=is_outbound, has_idontwant=True
             )
         )
+        if not self.network.has_dht:
+            return
         self._kad(
             self.kad.peer_changed(
                 other.peer,
@@ -142,7 +144,8 @@ class VirtualPeer:
     def on_disconnected(self, other: bytes) -> None:
         self.links.pop(other, None)
         self._gossip(self.router.peer_changed(other, connected=False, now=self.network.now))
-        self._kad(self.kad.peer_changed(other, connected=False, now=self.network.now))
+        if self.network.has_dht:
+            self._kad(self.kad.peer_changed(other, connected=False, now=self.network.now))
 
     def on_rpc(self, source: bytes, rpc: Rpc) -> None:
         self._gossip(self.router.receive(source, rpc, now=self.network.now))
@@ -165,10 +168,12 @@ class VirtualPeer:
         now = self.network.now
         if now >= self.router.deadline():
             self._gossip(self.router.on_time(now=now))
-        if now >= self.kad.deadline():
+        if self.network.has_dht and now >= self.kad.deadline():
             self._kad(self.kad.on_time(now=now))
 
     def deadline(self) -> int:
+        if not self.network.has_dht:
+            return self.router.deadline()
         return min(self.router.deadline(), self.kad.deadline())
 
     # --- effects -----------------------------------------------------------------------------------------
