@@ -7,8 +7,10 @@
 
 It works on a copy of the checkout (`build/mutation`), so nothing here changes under it; delete that folder to begin
 anew. Modules come in the order of `MODULES`, the mutants of each in a random order that is always the same, so that a
-part of a module is a fair sample of it. A mutant whose only change is in words for people (a string with a space in it)
-is left out: no check depends on it, and tests that pin prose are in nobody's interest.
+part of a module is a fair sample of it. A new file of tests makes mutmut forget its results.
+
+A mutant whose only change is in words for people (a string with a space in it) is left out: no check depends on it, and
+tests that pin prose are in nobody's interest.
 """
 
 from __future__ import annotations
@@ -38,12 +40,7 @@ CONFIG = """
 source_paths = ["cocoon"]
 only_mutate = ["cocoon/attest/*"]
 also_copy = ["p2p", "README.md", "docs"]
-pytest_add_cli_args_test_selection = [
-    "tests/unit/test_attest_vectors.py", "tests/unit/test_attest_attacks.py", "tests/unit/test_attest_binding.py",
-    "tests/unit/test_attest_corners.py", "tests/unit/test_attest_mutants.py", "tests/unit/test_attest_policy.py",
-    "tests/unit/test_attest_proving.py", "tests/unit/test_attest_collect.py", "tests/unit/test_attest_cli.py",
-    "tests/unit/test_attest_trail.py",
-]
+pytest_add_cli_args_test_selection = TESTS
 pytest_add_cli_args = ["-p", "no:cacheprovider"]
 timeout_multiplier = 3.0
 timeout_constant = 5.0
@@ -91,7 +88,9 @@ def copy(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "README.md", folder)
-    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + CONFIG)
+    tests = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "unit").glob("test_attest_*.py"))
+    settings = CONFIG.replace("TESTS", json.dumps(tests))
+    (folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text() + settings)
 
 
 def mutmut(folder: Path, names: list[str], children: int, ends: float) -> None:
