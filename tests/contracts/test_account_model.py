@@ -11,7 +11,7 @@ from cocoon.adapters.ton import contracts
 from tests.conftest import HowFar
 from tests.contracts.machine import machine_for
 
-EXAMPLES_SHORT, EXAMPLES_LONG, STEPS = 12, 400, 25
+EXAMPLES_SHORT, EXAMPLES_LONG, STEPS = 60, 3_000, 25
 
 
 def run(tvm: Tvm, examples: int) -> None:
