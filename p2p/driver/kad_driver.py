@@ -409,8 +409,10 @@ class Dht:
 
 
 def _binary(multiaddrs: Iterable[Any]) -> Iterable[bytes]:
-    """Without /p2p/<peer>, in binary form; each once."""
-    return dict.fromkeys(Multiaddr(str(multiaddr).split("/p2p/")[0]).to_bytes() for multiaddr in multiaddrs)
+    """Without our own id at the end; a relayed address keeps the relay's in its middle."""
+    return dict.fromkeys(
+        Multiaddr(str(parse_address(str(multiaddr)).without_peer)).to_bytes() for multiaddr in multiaddrs
+    )
 
 
 def _check_key(key: bytes) -> None:

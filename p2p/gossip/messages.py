@@ -88,8 +88,9 @@ class Rpc(NamedTuple):
 
 
 def id_of_whole_message(message: Message) -> bytes:
-    """SHA-256 of every field, each with its length: a bad copy cannot suppress a good one, and two messages
-    with one sequence number are two messages. The default."""
+    """SHA-256 of every signed field and the signature, each with its length: a bad copy cannot suppress a good one,
+    and two messages with one sequence number are two messages. `key` is left out, because nobody signs it: whoever
+    forwards could add or strip it, and one message would have two ids. The default."""
     digest = hashlib.sha256()
     for part in (
         message.source,
@@ -97,7 +98,6 @@ def id_of_whole_message(message: Message) -> bytes:
         message.topic.encode(),
         message.data,
         message.signature,
-        message.key,
     ):
         digest.update(len(part).to_bytes(4, "big"))
         digest.update(part)

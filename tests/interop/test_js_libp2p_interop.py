@@ -43,7 +43,7 @@ async def two_peers(**js_settings: Any) -> AsyncIterator[tuple[p2p.Node, JsPeer]
     ours = p2p.NodeSettings(allow_private_addresses=True, kad_prefix=KAD_PREFIX)
     with trio.fail_after(90):
         opened = p2p.open_node(ours, key=key_of("ours"))
-        async with opened as node, js_peer(kadPrefix=KAD_PREFIX, keylessAuthors=[node.peer], **js_settings) as js:
+        async with opened as node, js_peer(kadPrefix=KAD_PREFIX, **js_settings) as js:
             node.handle(ECHO, echo_and_last_word, frame_bytes_max=FRAME_MAX, streams_per_peer_max=16)
             yield node, js
 

@@ -112,6 +112,15 @@ def test_two_messages_with_one_sequence_number_have_two_ids() -> None:
     assert id_of_whole_message(one) != id_of_whole_message(two)
 
 
+def test_a_key_field_that_a_forwarder_adds_or_strips_does_not_make_another_message() -> None:
+    """Nobody signs `key`: with it in the id, one message could go round twice."""
+    raw = signed(b"one").raw
+    (plain,) = decoder().decode(bytes_field(2, raw)).messages
+    (keyed,) = decoder().decode(bytes_field(2, raw + bytes_field(6, SOURCE[2:]))).messages
+    assert keyed.key != plain.key
+    assert id_of_whole_message(plain) == id_of_whole_message(keyed)
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [

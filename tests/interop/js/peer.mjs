@@ -8,7 +8,7 @@ import { createHash } from 'node:crypto'
 import readline from 'node:readline'
 import { noise } from '@chainsafe/libp2p-noise'
 import { circuitRelayServer, circuitRelayTransport } from '@libp2p/circuit-relay-v2'
-import { generateKeyPairFromSeed, publicKeyToProtobuf } from '@libp2p/crypto/keys'
+import { generateKeyPairFromSeed } from '@libp2p/crypto/keys'
 import { gossipsub } from '@libp2p/gossipsub'
 import { identify } from '@libp2p/identify'
 import { kadDHT, passthroughMapper } from '@libp2p/kad-dht'
@@ -25,26 +25,22 @@ import * as Digest from 'multiformats/hashes/digest'
 
 const ECHO = '/interop/echo/1'
 const settings = JSON.parse(process.argv[2] ?? '{}')
-const keylessAuthors = new Set(settings.keylessAuthors ?? [])
 const text = (bytes) => new TextDecoder().decode(bytes)
 const base64 = (bytes) => Buffer.from(bytes).toString('base64')
 const bytesOf = (value) => new Uint8Array(Buffer.from(value, 'base64'))
 const say = (message) => process.stdout.write(JSON.stringify(message) + '\n')
 
-// SHA-256 of every field that is on the wire, each with its length: the same function as on our side. What js
-// hands over always has the key, also when the message came without one, as messages of some peers do.
+// SHA-256 of every signed field and the signature, each with its length: the same function as on our side.
 function messageId (message) {
   const digest = createHash('sha256')
   const seqno = new DataView(new ArrayBuffer(8))
   seqno.setBigUint64(0, message.sequenceNumber)
-  const isKeyless = keylessAuthors.has(message.from.toString())
   const parts = [
     message.from.toMultihash().bytes,
     new Uint8Array(seqno.buffer),
     new TextEncoder().encode(message.topic),
     message.data,
-    message.signature,
-    isKeyless ? new Uint8Array(0) : publicKeyToProtobuf(message.key)
+    message.signature
   ]
   for (const part of parts) {
     const size = new DataView(new ArrayBuffer(4))
