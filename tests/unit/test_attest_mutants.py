@@ -224,3 +224,16 @@ def test_one_quote_answers_a_thousand_and_twenty_four_clients_and_a_longer_path_
         committed_nonce(nonces[-1], index=last.index, path=(*last.siblings, bytes(32)))
     with pytest.raises(AssertionError):
         commit([*nonces, bytes(32)])
+
+
+@pytest.mark.parametrize("text", [b"a firmware event", b"cocoon/image"])
+def test_a_firmware_event_in_rtmr3_is_refused_even_when_its_text_is_proven(text):
+    """It replays and its text hashes to its digest; but only run-time events may stand in RTMR3."""
+    machine = enclave()
+    logs = machine.logs()
+    bent = ((LogKind.CCEL, build_ccel([*FIRMWARE_EVENTS, (3, text)])), logs[1])
+    machine.logs = lambda: bent
+    assert next(event.proven for kind, data in bent for event in read_log(data, kind) if event.rtmr == 3) is True
+    with pytest.raises(EventLogInvalid) as refused:
+        facts_of(evidence_of(machine))
+    assert refused.value.reason == "eventlog.unproven"
