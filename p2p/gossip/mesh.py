@@ -53,8 +53,7 @@ def heartbeat(state: RouterState, *, now: int) -> list[Effect]:
 
 def _is_over(state: RouterState, neighbour: Neighbour) -> bool:
     score, settings = neighbour.score.value, state.settings
-    is_graylisted = score < settings.score.graylist_threshold
-    neighbour.graylisted_ticks = neighbour.graylisted_ticks + 1 if is_graylisted else 0
+    neighbour.graylisted_ticks += score < settings.score.graylist_threshold
     if neighbour.is_explicit:
         return False
     return score < settings.score.disconnect_threshold or neighbour.graylisted_ticks >= settings.graylisted_ticks_max

@@ -122,7 +122,7 @@ class GossipSettings:
     iwant_ids_max: int = 10_000  # per peer and heartbeat, then blamed: twice what we announce at most
     mesh_changes_max: int = 1024  # GRAFT, PRUNE and (un)subscriptions per peer and heartbeat, then blamed
     graylisted_penalty: float = 0.01  # P7 for each RPC of a graylisted peer: who goes on flooding falls further
-    graylisted_ticks_max: int = 3  # heartbeats in a row; then it is disconnected: nothing passes either way anyhow
+    graylisted_ticks_max: int = 3  # heartbeats in the life of a connection, then it ends: a pause heals nothing
     graft_ihave_ids_max: int = 200  # news told to a peer that comes into the mesh
     ihave_ids_max: int = 5000  # per peer and heartbeat, both ways
     # v1.2

@@ -36,6 +36,18 @@ def test_a_peer_that_stays_graylisted_for_three_heartbeats_is_disconnected() -> 
     assert heartbeats(subject, 1)[-1] == Disconnect(PEER, "score")
 
 
+def test_a_peer_that_recovers_between_its_attacks_is_disconnected_all_the_same() -> None:
+    subject = router()
+    for _ in range(2):
+        subject.misbehaved(PEER, amount=6.3 - subject.state.neighbours[PEER].score.behaviour)
+        heartbeats(subject, 1)
+        assert subject.score(PEER) < SETTINGS.score.graylist_threshold
+        heartbeats(subject, 20)
+        assert subject.score(PEER) > SETTINGS.score.graylist_threshold
+    subject.misbehaved(PEER, amount=6.3 - subject.state.neighbours[PEER].score.behaviour)
+    assert heartbeats(subject, 1) == [Disconnect(PEER, "score")]
+
+
 def test_a_graylisted_peer_that_goes_on_talking_falls_further() -> None:
     subject = router()
     subject.misbehaved(PEER, amount=7)
