@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cocoon.attest.evidence import GpuPart, Hardware, Part, SavedEvidence
 from cocoon.attest.statement import Statement
 from cocoon.errors import CocoonError, InvalidRequest, RemoteProtocolError
 from cocoon.serve.effects import decode_session
@@ -28,9 +29,8 @@ VECTORS: list[dict[str, str]] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "wire" / "messages.json").read_text()
 )
 SEEDS = [bytes.fromhex(vector["hex"]) for vector in VECTORS]
-KINDS: list[Any] = [
-    Statement if vector["message"] == "Statement" else getattr(wire, vector["message"]) for vector in VECTORS
-]
+ATTESTED: dict[str, Any] = {kind.__name__: kind for kind in (Statement, Hardware, GpuPart, Part, SavedEvidence)}
+KINDS: list[Any] = [ATTESTED.get(vector["message"]) or getattr(wire, vector["message"]) for vector in VECTORS]
 INTERESTING = bytes.fromhex("00 17 18 19 1a 1b 1f 20 40 5f 60 80 9f a0 c0 f6 fb ff")
 
 
