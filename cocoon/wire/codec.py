@@ -46,7 +46,8 @@ def decode(data: bytes, kind: Any, *, bytes_max: int, depth_max: int = DEPTH_MAX
         raise LimitExceeded(f"message of {len(data)} bytes; at most {bytes_max}")
     _scan(data, depth_max, items_max)
     try:
-        return msgspec.convert(cbor2.loads(data), kind, strict=True)
+        # Without `builtin_types` msgspec would take base64 text where bytes belong: a second encoding.
+        return msgspec.convert(cbor2.loads(data), kind, strict=True, builtin_types=(bytes,))
     except msgspec.ValidationError as error:  # its text names a path and a type, never content
         raise DecodeError(f"not a message of this protocol: {str(error)[:200]}") from None
     except (cbor2.CBORDecodeError, UnicodeDecodeError):

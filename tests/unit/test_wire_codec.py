@@ -22,6 +22,7 @@ from cocoon.wire.messages import (
     Hello,
     Message,
     Offer,
+    OffersQuery,
     Ping,
     Refused,
     SessionMessage,
@@ -237,3 +238,10 @@ def test_encoding_is_what_an_independent_canonical_encoder_gives() -> None:
 def test_an_offer_has_no_room_for_more_than_its_bounds_say() -> None:
     assert "extensions" in Offer.__struct_fields__
     assert limits.SIGNED_OFFER_BYTES_MAX > limits.OFFER_BYTES_MAX
+
+
+@pytest.mark.parametrize("text", ["", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="])
+def test_base64_text_is_not_taken_where_bytes_belong(text: str) -> None:
+    """msgspec reads it so by default, and one message would have two encodings."""
+    with pytest.raises(DecodeError, match="bytes"):
+        decode(cbor2.dumps([34, text]), OffersQuery, bytes_max=100)
