@@ -267,3 +267,10 @@ def test_a_policy_says_what_its_rules_are_in_figures():
     assert "advisories tolerated: none" in plain
     assert f"TCB evaluation {policies.TCB_EVALUATIONS[0][1]} or newer" in plain
     assert "any that Intel lists" in plain
+
+
+def test_what_a_request_adds_is_judged_at_the_requests_own_time_and_the_judgement_names_its_facts():
+    tight = policy().tightened(AgePolicy(tcb_info_s=120))
+    assert tight.judge(FACTS, now=NOW).facts is FACTS
+    assert refusal(tight, now=NOW + 60 * SECOND_NS) is None
+    assert refusal(tight, now=NOW + 61 * SECOND_NS) == "collateral.tcb-info-too-old"

@@ -10,11 +10,12 @@ import pytest
 from cocoon.adapters.tee.software import software_anchors
 from cocoon.attest import statement as st
 from cocoon.attest import verifier as verifying
+from cocoon.attest.tdx import platform_of
 from cocoon.attest.trail import Trail
 from cocoon.attest.verifier import Verifier
 from cocoon.errors import AttestationError, TrustRefused
 from cocoon.types import Network, TrustLevel
-from tests.fakes.attestation import NOW, NVIDIA, evidence_of, expected, facts_of, policy, verifier
+from tests.fakes.attestation import NOW, NVIDIA, enclave, evidence_of, expected, facts_of, policy, verifier
 
 STATEMENT = "statement.network nonce.path statement.signature statement.image statement.mode"
 QUOTE = """
@@ -116,3 +117,34 @@ def test_verified_reference_values_are_kept_within_a_bound_and_the_oldest_go_fir
     client.verify(evidence_of(), expected(), now=NOW, seen={})
     assert list(client._rims) == [driver, vbios]
     assert len(NVIDIA.rims()) == 2
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        evidence_of(statement={"mode": st.MODE_OPEN, "gpus": []}),
+        evidence_of(statement={"mode": st.MODE_OPEN, "gpus": [bytes(48)]}, bundle=lambda _: None),
+    ],
+    ids=["evidence beside an open statement", "a GPU in an open statement"],
+)
+def test_a_statement_that_claims_nothing_comes_with_nothing(sent):
+    with pytest.raises(AttestationError) as refused:
+        facts_of(sent)
+    assert refused.value.reason == "statement.mode-evidence"
+
+
+def test_a_refusal_stands_in_its_trail_once():
+    for changes in ({"payout": bytes(32)}, {"nonce": bytes(32)}, {"image": bytes(32)}):
+        trail = Trail()
+        with pytest.raises(AttestationError):
+            verifier().verify(evidence_of(), expected(**changes), now=NOW, seen={}, trail=trail)
+        assert [check.passed for check in trail.checks].count(False) == 1
+
+
+def test_a_provider_learns_its_platform_from_its_own_quote():
+    machine = enclave()
+    quote = machine.quote(machine.fields(bytes(64)))
+    assert platform_of(quote) == (machine.intel.fmspc, "platform")
+    with pytest.raises(AttestationError) as refused:
+        platform_of(quote[:600])
+    assert refused.value.reason == "tdx.fmspc"
