@@ -1,4 +1,4 @@
-"""Gossip over libp2p streams by our own router (`p2p.gossip`): the same four calls as `pubsub.py`, which it replaces.
+"""Gossip over libp2p streams by our own router (`p2p.gossip`): four calls, and everything else is its own.
 
     gossip = Gossip(host, limits=…, counters=…)
     async with gossip.running(): …

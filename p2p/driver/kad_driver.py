@@ -1,4 +1,4 @@
-"""The DHT over libp2p streams by our own node (`p2p.kad`): the same calls as `dht.py`, which it replaces.
+"""The DHT over libp2p streams by our own node (`p2p.kad`): calls in, effects out, streams between.
 
     dht = Dht(host, protocol=…, mode=…, policy=…)
     async with dht.running(): …
