@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -54,12 +54,18 @@ async def start_peer(name: str, words: Sequence[str], log: Path) -> Measured:
     return await start(name, [sys.executable, "-m", "cocoon.cli.bench.peer", *words], log, waits_for_line=True)
 
 
-async def start(name: str, command: Sequence[str], log: Path, *, waits_for_line: bool) -> Measured:
-    """Any command; with `waits_for_line` until it prints one JSON object."""
+async def start(
+    name: str, command: Sequence[str], log: Path, *, waits_for_line: bool, environment: Mapping[str, str] | None = None
+) -> Measured:
+    """Any command; with `waits_for_line` until it prints one JSON object. `environment` is added to ours."""
     started = time.perf_counter()
     with log.open("ab") as errors:
         process = await trio.lowlevel.open_process(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE if waits_for_line else errors, stderr=errors
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE if waits_for_line else errors,
+            stderr=errors,
+            env={**os.environ, **(environment or {})},
         )
     measured = Measured(name=name, process=process)
     if not waits_for_line:

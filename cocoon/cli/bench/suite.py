@@ -249,7 +249,11 @@ async def _targets(
             console.progress(f"{engine} · starting {name} …")
             measured, own_port = await start(path, port, folder)
             await started(measured)
-            measured.ready_s = await processes.wait_port(own_port, timeout_s=LITELLM_START_S)
+            try:
+                measured.ready_s = await processes.wait_port(own_port, timeout_s=LITELLM_START_S)
+            except Unavailable as error:
+                outcome.left_out.append(f"{name}: {error}")
+                continue
             competitors.append(_competitor(name, own_port, [measured, raw], measured.ready_s))
         console.progress(f"{engine} · starting provider and gateway …")
         words = ["provider", "--engine", engine, *profile("provider")]
@@ -324,5 +328,6 @@ async def _start_litellm(path: str, upstream: int, folder: Path) -> tuple[Measur
         [path, "--config", str(config), "--host", "127.0.0.1", "--port", str(port), "--num_workers", "1"],
         folder / "litellm.log",
         waits_for_line=False,
+        environment={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},  # otherwise it waits for a download first
     )
     return measured, port
