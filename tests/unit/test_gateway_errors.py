@@ -70,7 +70,8 @@ def test_every_error_class_finds_a_row() -> None:
         seen.add(cls)
         classes += cls.__subclasses__()
     assert len(seen) > 30
-    for cls in seen - {HttpRefusal}:
+    # Packages that other tests have imported may add classes with arguments of their own; their bases are here.
+    for cls in {each for each in seen if each.__module__ == e.__name__} - {HttpRefusal}:
         answer = http_error(cls("text"))
         assert 400 <= answer.status < 600
         assert answer.error["type"]
