@@ -163,7 +163,7 @@ def test_completions_and_listings_work_too() -> None:
 
 
 def test_facts_before_the_end_are_refused_with_advice() -> None:
-    with Client.over(opening(ScriptedRole("x"))) as cocoon:
+    with Client.over(opening(ScriptedRole(*["x"] * 10_000))) as cocoon:  # far from its end when it is asked
         reply = cocoon.chat(model="m", messages=HELLO, spend_max=SPEND)
         with pytest.raises(LocalProtocolError, match="not ended") as early:
             _ = reply.usage
