@@ -25,8 +25,8 @@ class ServedRequest:
     """A request between `RequestOpened` and its last message."""
 
     __slots__ = (
-        "_pending", "blocked_since_ns", "buffered_bytes", "cached_tokens", "chain", "credit_bytes", "finish_reason",
-        "header", "id", "is_full", "offer", "produced_tokens", "receipt_number", "receipt_tokens", "response_key",
+        "_pending", "buffered_bytes", "cached_tokens", "chain", "credit_bytes", "finish_reason",
+        "header", "id", "offer", "produced_tokens", "receipt_number", "receipt_tokens", "response_key",
         "seal", "sent_bytes", "session",
     )  # fmt: skip
 
@@ -56,8 +56,6 @@ class ServedRequest:
         self.finish_reason: FinishReason | None = None
         self.receipt_number = 0
         self.receipt_tokens = 0
-        self.is_full = False
-        self.blocked_since_ns: int | None = None
         self._pending: deque[tuple[Delta, int]] = deque()
 
     @property

@@ -7,7 +7,6 @@ when a reused connection dies before its first byte, as every SDK does.
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -224,8 +223,3 @@ def percentile(samples: list[float], percent: int) -> float:
         return 0.0
     ordered = sorted(samples)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
-
-
-def median(samples: list[float]) -> float:
-    """The median; 0 without samples."""
-    return statistics.median(samples) if samples else 0.0
