@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..attest.policy import TrustPolicy
 from ..attest.roots import Anchors
 from ..market.selection import PriceCeiling
-from ..types import Network
+from ..pay.account import AccountRules
+from ..ports.chain import Chain
+from ..types import NANO_PER_TON, Nano, Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentAccount:
+    """The spending account that pays. Opening, filling and closing it are its owner's wallet's, not the client's.
+
+    One client at a time signs for an account: the store holds a lock, and a second client does not start.
+    """
+
+    account: bytes  # its id in workchain 0
+    voucher_key: bytes  # V's public half, as the account names it
+    sign: Callable[[bytes], bytes] = field(repr=False)  # V's signature over exactly these bytes
+    chain: Chain
+    rules: AccountRules
+    spend_max_nano: Nano  # signed in one epoch of the account, over all providers
+    reserve_max_nano: Nano = NANO_PER_TON  # held in reservations at once, beyond what is signed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +43,7 @@ class ClientSettings:
     first_token_timeout_s: float = 60.0  # after it was accepted
     stall_timeout_s: float = 60.0  # between two pieces of output
     output_tokens_default: int = 1_024  # when the request names no limit and the context has room
+    payment: PaymentAccount | None = None  # None: only offers that ask for no payment are used
 
     @property
     def network_id(self) -> Network:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from .earning import ProviderPayments
 from .plain import PlainNode, open_plain_node
 from .provider import ProviderRole, ProviderSettings, open_provider
 
-__all__ = ["PlainNode", "ProviderRole", "ProviderSettings", "open_plain_node", "open_provider"]
+__all__ = ["PlainNode", "ProviderPayments", "ProviderRole", "ProviderSettings", "open_plain_node", "open_provider"]

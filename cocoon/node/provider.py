@@ -62,6 +62,8 @@ class ProviderSettings:
     queue_max: int = 64  # requests that may wait for a slot
     region: str = ""
     announce: tuple[str, ...] = ()  # addresses to put into offers instead of the listening ones
+    stake: bytes = NO_DIGEST  # the stake contract's account id; zeros: unstaked
+    key_epoch: int = 0  # of O in that stake, as the chain shows it; zero when unstaked
 
 
 class ProviderRole:
