@@ -1,0 +1,1 @@
+"""The simulator: the shipped machines in virtual time, and a fast model that is proven against them. See README.md."""
