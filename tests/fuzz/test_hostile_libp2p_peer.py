@@ -2,17 +2,15 @@
 
 The victim runs in a process of its own, between two honest peers that gossip through it and one that talks to it. The
 short form goes through all attacks once, side by side in small groups. The long form (`-m long`) goes on for half an
-hour with other seeds; it may be stopped at any time, and continues where it was when `COCOON_LONG_STATE` names a file.
+hour with other seeds, resumable (`long_form.py`).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -26,6 +24,7 @@ import p2p
 from p2p.testing.contract.tools import accept_all, key_of, settings
 from tests.fuzz.hostile_attacks import ATTACKS, Enemy
 from tests.fuzz.hostile_victim import ECHO, FRAME_MAX, TOPIC
+from tests.fuzz.long_form import LongForm
 
 ROOT = Path(__file__).parents[2]
 ATTACK_S = 6.0
@@ -33,7 +32,6 @@ MESSAGES_PER_S = 10
 TAIL_S = 5.0  # for what is still on its way when an attack ends
 DELIVERED_MIN = 0.99
 GROWTH_BYTES_MAX = 64 << 20  # what an attack may leave behind in the victim, free lists of the allocator included
-LONG_FORM_S = 30 * 60.0
 
 
 @dataclass(slots=True)
@@ -146,10 +144,20 @@ async def honest_peers(victim: Victim) -> AsyncIterator[Honest]:
             nursery.cancel_scope.cancel()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suffered:
+    messages: int
+    lost: int
+    echoes: int
+    echoes_failed: int
+    grown_mib: int
+    resident_mib: int
+
+
 async def suffer(
     victim: Victim, honest: Honest, attacks: Sequence[Callable[[Enemy], Awaitable[None]]], seed: int, duration_s: float
-) -> str:
-    """The attacks at once for a while. Asserts what must hold; returns a line of figures."""
+) -> Suffered:
+    """The attacks at once for a while. Asserts what must hold; prints and returns figures."""
     names = ", ".join(attack.__name__ for attack in attacks)
     before = await victim.numbers()
     honest.sent.clear()
@@ -177,7 +185,15 @@ async def suffer(
     assert honest.echoes >= 5, line
     assert honest.echo_failures <= honest.echoes // 10, line
     assert {honest.speaker.peer, honest.listener.peer} <= set(after["peers"]), line
-    return line
+    print(line)
+    return Suffered(
+        messages=len(sent),
+        lost=len(sent - honest.heard),
+        echoes=honest.echoes,
+        echoes_failed=honest.echo_failures,
+        grown_mib=grown >> 20,
+        resident_mib=after["resident_bytes"] >> 20,
+    )
 
 
 def in_groups(size: int) -> list[list[Callable[[Enemy], Awaitable[None]]]]:
@@ -190,25 +206,23 @@ def test_every_attack_once_leaves_the_node_serving_its_honest_peers() -> None:
         with trio.fail_after(150):
             async with open_victim() as victim, honest_peers(victim) as honest:
                 for group in in_groups(4):
-                    print(await suffer(victim, honest, group, seed=1, duration_s=ATTACK_S))
+                    await suffer(victim, honest, group, seed=1, duration_s=ATTACK_S)
 
     trio.run(main)
 
 
 @pytest.mark.long
 def test_half_an_hour_of_attacks() -> None:
-    state = Path(os.environ["COCOON_LONG_STATE"]) if "COCOON_LONG_STATE" in os.environ else None
-    duration_s = float(os.environ.get("COCOON_LONG_S", LONG_FORM_S))
+    form = LongForm("hostile libp2p peer")
 
     async def main() -> None:
-        done = json.loads(state.read_text()) if state is not None and state.exists() else {"round": 0, "spent_s": 0.0}
         async with open_victim() as victim, honest_peers(victim) as honest:
-            while done["spent_s"] < duration_s:
-                started = time.monotonic()
-                chosen = random.Random(done["round"]).sample(ATTACKS, 3)
-                print(done["round"], await suffer(victim, honest, chosen, seed=done["round"], duration_s=10.0))
-                done = {"round": done["round"] + 1, "spent_s": done["spent_s"] + time.monotonic() - started}
-                if state is not None:
-                    state.write_text(json.dumps(done))
+            while form.is_due:
+                with form.round() as number:
+                    chosen = random.Random(number).sample(ATTACKS, 3)
+                    it = await suffer(victim, honest, chosen, seed=number, duration_s=10.0)
+                    form.note(grown_mib=it.grown_mib, resident_mib=it.resident_mib)
+                    form.count(messages=it.messages, lost=it.lost, echoes=it.echoes, echoes_failed=it.echoes_failed)
 
     trio.run(main)
+    print(form)
