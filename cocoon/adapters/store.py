@@ -30,6 +30,7 @@ from ..ports import (
     KnownPeer,
     PaymentRecord,
     StoredClaim,
+    StoredEarning,
     StoredReceipt,
     StoredReputation,
     StoredReservation,
@@ -51,7 +52,7 @@ from .store_rules import (
 T = TypeVar("T")
 
 APPLICATION_ID: Final = 0x434F_434E  # "COCN" in the file's header
-SCHEMA_VERSION: Final = 2  # 2 added money; a file of version 1 gets its tables when opened
+SCHEMA_VERSION: Final = 3  # 2 added money, 3 earnings; an older file gets their tables when opened
 JOBS_MAX: Final = 256  # waiting at once; more callers wait for room
 GROUP_MAX: Final = 128  # jobs per commit: bounds how long the first one waits
 BUSY_S: Final = 10.0  # another process may hold the write lock this long
@@ -329,6 +330,12 @@ class SqliteStore:
             lambda connection: store_money.claims(connection, network=network, provider=provider, count_max=count_max)
         )
 
+    async def earnings(self, *, network: int, provider: bytes, since_day: int) -> tuple[StoredEarning, ...]:
+        """Those of this payout address from that day on; in order of day, account, model."""
+        return await self._do(
+            lambda connection: store_money.earnings(connection, network=network, provider=provider, since_day=since_day)
+        )
+
     # --- the worker --------------------------------------------------------------------------------------
 
     async def _do(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -448,14 +455,17 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application == 0 and version == 0 and tables == 0:
-        for statement in (_SCHEMA + store_money.MONEY_SCHEMA).split(";"):
+        for statement in (_SCHEMA + store_money.MONEY_SCHEMA + store_money.EARNINGS_SCHEMA).split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif application != APPLICATION_ID:
         raise StoreError(f"{path} is a database of another program", advice="Choose another folder with --home.")
-    elif version == 1:
-        for statement in store_money.MONEY_SCHEMA.split(";"):
+    elif version in (1, 2):
+        missing = (
+            store_money.EARNINGS_SCHEMA if version == 2 else store_money.MONEY_SCHEMA + store_money.EARNINGS_SCHEMA
+        )
+        for statement in missing.split(";"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     elif version != SCHEMA_VERSION:

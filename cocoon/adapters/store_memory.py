@@ -6,6 +6,7 @@ Same answers and bounds as the database, but nothing survives the process: a pro
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
 import trio
@@ -17,6 +18,7 @@ from ..ports import (
     KnownPeer,
     PaymentRecord,
     StoredClaim,
+    StoredEarning,
     StoredReceipt,
     StoredReputation,
     StoredReservation,
@@ -26,6 +28,7 @@ from ..ports import (
 from ..types import Digest, PeerId
 from .store_rules import (
     CLAIMS_MAX,
+    EARNING_ROWS_MAX,
     PEERS_MAX,
     PROOFS_MAX,
     RECEIPTS_MAX,
@@ -56,6 +59,7 @@ class MemoryStore:
         self._vouchers: dict[tuple[VoucherSide, int, bytes, int, bytes], StoredVoucher] = {}
         self._reservations: dict[tuple[int, bytes, bytes, int], StoredReservation] = {}
         self._claims: dict[tuple[int, bytes, bytes, int, int, int], StoredClaim] = {}
+        self._earnings: dict[tuple[int, bytes, int, bytes, bytes], StoredEarning] = {}
         self._closed = False
 
     async def claim_slot(self, slot: Digest, digest: Digest) -> None:
@@ -158,6 +162,8 @@ class MemoryStore:
                         self._reservations[entry] = record
                 case StoredClaim():
                     self._save_claim(record)
+                case StoredEarning():
+                    self._add_earning(record)
 
     def _save_voucher(self, record: StoredVoucher) -> None:
         key = (record.side, record.network, record.account, record.epoch, record.provider)
@@ -178,6 +184,21 @@ class MemoryStore:
             for old in sorted(self._claims, key=lambda each: self._claims[each].submitted_ns)[:-CLAIMS_MAX]:
                 if self._claims[old].confirmed_ns:
                     del self._claims[old]
+
+    def _add_earning(self, record: StoredEarning) -> None:
+        key = (record.network, record.provider, record.day, record.account, record.model)
+        kept = self._earnings.get(key)
+        if kept is not None:
+            record = replace(
+                record,
+                requests=kept.requests + record.requests,
+                prompt_tokens=kept.prompt_tokens + record.prompt_tokens,
+                cached_tokens=kept.cached_tokens + record.cached_tokens,
+                completion_tokens=kept.completion_tokens + record.completion_tokens,
+                due_nano=kept.due_nano + record.due_nano,
+            )
+        self._earnings[key] = record
+        _prune(self._earnings, EARNING_ROWS_MAX, lambda each: each.day)
 
     async def vouchers(self, side: VoucherSide, *, network: int, party: bytes) -> tuple[StoredVoucher, ...]:
         """All that this account issued, or that this payout address holds."""
@@ -201,6 +222,15 @@ class MemoryStore:
         found = [each for key, each in self._claims.items() if key[:2] == (network, provider)]
         found.sort(key=lambda each: (-each.submitted_ns, each.account, -each.cumulative_nano))
         return tuple(found[:count_max])
+
+    async def earnings(self, *, network: int, provider: bytes, since_day: int) -> tuple[StoredEarning, ...]:
+        """Those of this payout address from that day on; in order of day, account, model."""
+        await self._checkpoint()
+        return tuple(
+            each
+            for key, each in sorted(self._earnings.items())
+            if key[:2] == (network, provider) and each.day >= since_day
+        )
 
     async def aclose(self) -> None:
         """No more calls."""

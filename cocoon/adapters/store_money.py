@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import LocalProtocolError, StoreError
-from ..ports import PaymentRecord, StoredClaim, StoredReservation, StoredVoucher, VoucherSide
+from ..ports import PaymentRecord, StoredClaim, StoredEarning, StoredReservation, StoredVoucher, VoucherSide
 from ..types import Digest
-from .store_rules import CLAIMS_MAX
+from .store_rules import CLAIMS_MAX, EARNING_ROWS_MAX
 
 MONEY_SCHEMA: Final = """
 CREATE TABLE vouchers (side INTEGER, network INTEGER, account BLOB, epoch INTEGER, provider BLOB,
@@ -29,6 +29,13 @@ CREATE TABLE claims (network INTEGER, account BLOB, epoch INTEGER, provider BLOB
                      submitted_ns INTEGER NOT NULL, confirmed_ns INTEGER NOT NULL, received INTEGER NOT NULL,
                      PRIMARY KEY (network, provider, account, epoch, cumulative, ceiling));
 CREATE INDEX claims_by_time ON claims (submitted_ns);
+"""
+
+EARNINGS_SCHEMA: Final = """
+CREATE TABLE earnings (network INTEGER, provider BLOB, day INTEGER, account BLOB, model BLOB,
+                       model_name TEXT NOT NULL, requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL,
+                       cached_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL, due INTEGER NOT NULL,
+                       PRIMARY KEY (network, provider, day, account, model));
 """
 
 _SAVE_VOUCHER: Final = (
@@ -47,6 +54,12 @@ _SAVE_CLAIM: Final = (
     " submitted_ns=excluded.submitted_ns, confirmed_ns=excluded.confirmed_ns, received=excluded.received"
     " WHERE confirmed_ns = 0"
 )
+_ADD_EARNING: Final = (
+    "INSERT INTO earnings VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+    " model_name=excluded.model_name, requests=requests+excluded.requests,"
+    " prompt_tokens=prompt_tokens+excluded.prompt_tokens, cached_tokens=cached_tokens+excluded.cached_tokens,"
+    " completion_tokens=completion_tokens+excluded.completion_tokens, due=due+excluded.due"
+)
 
 
 def save_payments(connection: sqlite3.Connection, records: tuple[PaymentRecord, ...]) -> None:
@@ -54,6 +67,7 @@ def save_payments(connection: sqlite3.Connection, records: tuple[PaymentRecord, 
     vouchers: list[tuple[object, ...]] = []
     reservations: list[tuple[object, ...]] = []
     claims: list[tuple[object, ...]] = []
+    earned: list[tuple[object, ...]] = []
     for record in records:
         match record:
             case StoredVoucher():
@@ -72,6 +86,12 @@ def save_payments(connection: sqlite3.Connection, records: tuple[PaymentRecord, 
                     record.network, record.account, record.epoch, record.provider, record.cumulative_nano,
                     record.ceiling_nano, record.submitted_ns, record.confirmed_ns, record.received_nano,
                 ))  # fmt: skip
+            case StoredEarning():
+                earned.append((
+                    record.network, record.provider, record.day, record.account, record.model, record.model_name,
+                    record.requests, record.prompt_tokens, record.cached_tokens, record.completion_tokens,
+                    record.due_nano,
+                ))  # fmt: skip
     connection.executemany(_SAVE_VOUCHER, vouchers)
     connection.executemany(_SAVE_RESERVATION, reservations)
     if claims:
@@ -80,6 +100,12 @@ def save_payments(connection: sqlite3.Connection, records: tuple[PaymentRecord, 
             "DELETE FROM claims WHERE confirmed_ns > 0 AND rowid IN"
             " (SELECT rowid FROM claims ORDER BY submitted_ns DESC LIMIT -1 OFFSET ?)",
             (CLAIMS_MAX,),
+        )
+    if earned:
+        connection.executemany(_ADD_EARNING, earned)
+        connection.execute(
+            "DELETE FROM earnings WHERE rowid <= (SELECT max(rowid) FROM earnings) - ?",  # rows come in order of days
+            (EARNING_ROWS_MAX,),
         )
 
 
@@ -153,6 +179,33 @@ def claims(connection: sqlite3.Connection, *, network: int, provider: bytes, cou
             received_nano=received,
         )
         for account, epoch, cumulative, ceiling, submitted_ns, confirmed_ns, received in rows
+    )
+
+
+def earnings(
+    connection: sqlite3.Connection, *, network: int, provider: bytes, since_day: int
+) -> tuple[StoredEarning, ...]:
+    """See the port."""
+    rows = connection.execute(
+        "SELECT day, account, model, model_name, requests, prompt_tokens, cached_tokens, completion_tokens, due"
+        " FROM earnings WHERE network = ? AND provider = ? AND day >= ? ORDER BY day, account, model",
+        (network, provider, since_day),
+    )
+    return tuple(
+        StoredEarning(
+            network=network,
+            provider=provider,
+            account=account,
+            model=model,
+            model_name=model_name,
+            day=day,
+            requests=requests,
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            completion_tokens=completion,
+            due_nano=due,
+        )
+        for day, account, model, model_name, requests, prompt, cached, completion, due in rows
     )
 
 

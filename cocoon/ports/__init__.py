@@ -25,6 +25,7 @@ from .store import (
     Signer,
     Store,
     StoredClaim,
+    StoredEarning,
     StoredReceipt,
     StoredReputation,
     StoredReservation,
@@ -36,6 +37,7 @@ from .world import Clock, Entropy
 __all__ = [
     "Clock", "Connection", "Delta", "DialFailure", "Engine", "EngineEvent", "EngineInfo", "EngineLoad", "Entropy",
     "Finished", "GenerationRequest", "GossipMessage", "Handler", "KnownPeer", "Logprob", "Network",
-    "PaymentRecord", "PeerAddresses", "Signer", "Store", "StoredClaim", "StoredReceipt", "StoredReputation",
-    "StoredReservation", "StoredVoucher", "Stream", "Subscription", "Validator", "Verdict", "VoucherSide",
+    "PaymentRecord", "PeerAddresses", "Signer", "Store", "StoredClaim", "StoredEarning", "StoredReceipt",
+    "StoredReputation", "StoredReservation", "StoredVoucher", "Stream", "Subscription", "Validator", "Verdict",
+    "VoucherSide",
 ]  # fmt: skip

@@ -94,7 +94,24 @@ class StoredClaim:
     received_nano: Nano = 0
 
 
-PaymentRecord = StoredVoucher | StoredReservation | StoredClaim
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredEarning:
+    """What a provider served one account with one model on one day. Saving one *adds* its figures to what is kept."""
+
+    network: int
+    provider: bytes  # payout address
+    account: bytes  # the client's; zeros: nobody pays
+    model: Digest
+    model_name: str
+    day: int  # UTC, days since the Unix epoch
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    due_nano: Nano
+
+
+PaymentRecord = StoredVoucher | StoredReservation | StoredClaim | StoredEarning
 
 
 class Store(Protocol):
@@ -168,7 +185,7 @@ class Store(Protocol):
 
         A voucher replaces one of the same side, network, account, epoch and provider only where neither amount falls;
         else the stored one stays, silently. A reservation of an older block changes nothing; a confirmed claim stays
-        confirmed.
+        confirmed; an earning is added to what is kept of its day, account and model.
         """
         ...
 
@@ -182,6 +199,10 @@ class Store(Protocol):
 
     async def claims(self, *, network: int, provider: bytes, count_max: int) -> tuple[StoredClaim, ...]:
         """Those of this payout address, the newest first."""
+        ...
+
+    async def earnings(self, *, network: int, provider: bytes, since_day: int) -> tuple[StoredEarning, ...]:
+        """Those of this payout address from that day on; in order of day, account, model."""
         ...
 
     async def aclose(self) -> None:

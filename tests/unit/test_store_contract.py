@@ -27,6 +27,7 @@ from cocoon.ports import (
     KnownPeer,
     Store,
     StoredClaim,
+    StoredEarning,
     StoredReceipt,
     StoredReputation,
     StoredReservation,
@@ -387,7 +388,7 @@ def test_a_database_from_before_money_gets_its_tables(tmp_path: Path) -> None:
     trio.run(before)
     connection = sqlite3.connect(path)
     connection.executescript(
-        "DROP TABLE vouchers; DROP TABLE reservations; DROP TABLE claims; PRAGMA user_version = 1;"
+        "DROP TABLE vouchers; DROP TABLE reservations; DROP TABLE claims; DROP TABLE earnings; PRAGMA user_version = 1;"
     )
     connection.close()
 
@@ -400,6 +401,57 @@ def test_a_database_from_before_money_gets_its_tables(tmp_path: Path) -> None:
                     await store.claim_slot(SLOT, OTHER_DIGEST)
 
     trio.run(after)
+
+
+def test_a_database_from_before_earnings_gets_their_table_and_keeps_its_money(tmp_path: Path) -> None:
+    path = tmp_path / "cocoon.db"
+
+    async def before() -> None:
+        async with await open_at(path) as store:
+            await store.save_payments((voucher(),))
+
+    trio.run(before)
+    connection = sqlite3.connect(path)
+    connection.executescript("DROP TABLE earnings; PRAGMA user_version = 2;")
+    connection.close()
+
+    async def after() -> None:
+        async with await open_at(path) as store:
+            assert await store.vouchers(VoucherSide.HELD, network=NETWORK, party=PAYOUT) == (voucher(),)
+            await store.save_payments((earning(),))
+            assert await store.earnings(network=NETWORK, provider=PAYOUT, since_day=0) == (earning(),)
+
+    trio.run(after)
+
+
+def earning(day: int = 20_000, requests: int = 1, model: bytes = b"M" * 32) -> StoredEarning:
+    return StoredEarning(
+        network=NETWORK, provider=PAYOUT, account=ACCOUNT, model=model, model_name="tiny", day=day,
+        requests=requests, prompt_tokens=10 * requests, cached_tokens=requests, completion_tokens=20 * requests,
+        due_nano=300 * requests,
+    )  # fmt: skip
+
+
+def test_earnings_of_one_day_client_and_model_add_up_and_the_oldest_days_are_forgotten(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (store_money, store_memory):
+        monkeypatch.setattr(module, "EARNING_ROWS_MAX", 3)
+
+    async def body(store: Store) -> None:
+        await store.save_payments((earning(), earning(), earning(model=b"N" * 32), earning(day=20_001)))
+        found = await store.earnings(network=NETWORK, provider=PAYOUT, since_day=0)
+        assert found == (earning(requests=2), earning(model=b"N" * 32), earning(day=20_001))
+        assert await store.earnings(network=NETWORK, provider=PAYOUT, since_day=20_001) == (earning(day=20_001),)
+        assert await store.earnings(network=NETWORK, provider=ACCOUNT, since_day=0) == ()
+        await store.save_payments((earning(day=20_002), earning(day=20_003)))
+        kept = await store.earnings(network=NETWORK, provider=PAYOUT, since_day=0)
+        assert [each.day for each in kept] == [20_001, 20_002, 20_003]
+        with pytest.raises(LocalProtocolError):
+            await store.save_payments((earning(day=20_003, requests=-1),))
+        assert await store.earnings(network=NETWORK, provider=PAYOUT, since_day=0) == kept
+
+    run(body)
 
 
 def test_a_closed_store_says_so(run: Run) -> None:
