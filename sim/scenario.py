@@ -337,3 +337,10 @@ class Scenario:
 
     def count_with(self, role: str) -> int:
         return sum(group.count for group in self.nodes.values() if role in group.roles)
+
+
+def load(path_or_name: str | Path, *, overrides: Sequence[str] = ()) -> Scenario:
+    """A scenario file by its path, or a shipped one by its name. Raises `ScenarioError`, which points at the lines."""
+    from . import loading
+
+    return loading.load(path_or_name, overrides=overrides)
