@@ -1,20 +1,25 @@
-"""What every engine promises (`cocoon.ports.engine`), over the real one and the paced one."""
+"""What every engine promises (`cocoon.ports.engine`): llama.cpp for real, the paced one, and ExLlama over a fake of its
+generators, since those need CUDA."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import trio
 
+from cocoon.adapters.engines import exllama_v2, exllama_v3
 from cocoon.adapters.engines.llamacpp import open_llamacpp_engine
 from cocoon.adapters.engines.paced import PacedEngine
 from cocoon.errors import EngineError, InvalidRequest
 from cocoon.ports.engine import Delta, Engine, Finished, GenerationRequest
 from cocoon.types import FinishReason
+from tests.fakes import exllama
 
 MODEL = Path(__file__).parents[2] / "cocoon/data/models/cocoon-tiny/cocoon-tiny-q8_0.gguf"
 CONTEXT = 512
@@ -34,9 +39,21 @@ def _llamacpp(slots: int = 2) -> AbstractAsyncContextManager[Engine]:
     return open_llamacpp_engine(MODEL, slots=slots, context_tokens=CONTEXT)
 
 
-@pytest.fixture(params=[_paced, _llamacpp], ids=["paced", "llama.cpp"])
-def opened(request: pytest.FixtureRequest) -> Open:
-    return request.param
+@asynccontextmanager
+async def _exllama(module: ModuleType, folder: Path, slots: int = 2) -> AsyncIterator[Engine]:
+    async with module.open_exllama_engine(folder, slots=slots, context_tokens=CONTEXT) as engine:
+        yield engine
+
+
+@pytest.fixture(params=["paced", "llama.cpp", "exllamav2", "exllamav3"])
+def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open:
+    if request.param == "paced":
+        return _paced
+    if request.param == "llama.cpp":
+        return _llamacpp
+    exllama.install(monkeypatch, flash_attention=True)
+    exllama.write_folder(tmp_path)
+    return partial(_exllama, exllama_v2 if request.param == "exllamav2" else exllama_v3, tmp_path)
 
 
 def chat(text: str = "Tell me a long story.", *, tag: bytes = b"", **fields: Any) -> GenerationRequest:

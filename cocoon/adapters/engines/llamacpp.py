@@ -33,7 +33,8 @@ from ...ports.engine import EngineEvent, EngineInfo, EngineLoad, Finished, Gener
 from ...types import Feature, FinishReason
 from ..gguf import ModelHead, read_head
 from . import llamacpp_server, tool_calls
-from .llamacpp_request import Plan, chat_body, plan
+from .fields import chat_body
+from .llamacpp_request import Plan, plan
 from .llamacpp_server import Server, ServerOptions
 from .llamacpp_stream import MissingTokens, Translator
 
