@@ -16,6 +16,7 @@ from ..attest.facts import Facts
 from ..attest.policy import TrustPolicy
 from ..errors import CocoonError, TrustRefused
 from ..market.offer import VerifiedOffer
+from ..pay.metering import vested_due_nano
 from ..ports import Clock, Entropy, PeerAddresses
 from ..ports import Network as PeerNetwork
 from ..pump import SESSION_PROTOCOL
@@ -123,6 +124,7 @@ class LinkPool:
             crypto=self._crypto,
             entropy=self._entropy,
             verify=verify,
+            due=vested_due_nano,
             now=self._clock.now(),
         )
 

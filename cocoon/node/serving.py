@@ -15,6 +15,7 @@ from typing import Final
 import trio
 
 from ..errors import CocoonError, InvalidRequest, LimitExceeded, Unavailable
+from ..pay.metering import vested_due_nano
 from ..ports import Clock, Delta, Engine, Entropy, Finished, GenerationRequest, Stream
 from ..pump import SessionPump
 from ..serve.events import (
@@ -98,6 +99,7 @@ class ServedSession:
             sign=shared.sign,
             verify=shared.verify,
             offers=shared.offers,
+            due=vested_due_nano,
             now=shared.clock.now(),
         )
         self._pump = SessionPump(stream, self._machine, shared.clock, self._on_event)

@@ -45,6 +45,42 @@ class UnservedRequests:
         self._count += 1
 
 
+class HeldOpens:
+    """Paid requests of a session whose account is being looked up, so that its client need not wait to open."""
+
+    __slots__ = ("_bytes", "_opens")
+
+    def __init__(self) -> None:
+        self._opens: dict[int, tuple[Open, OpenHeader]] = {}
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._opens)
+
+    def add(self, message: Open, header: OpenHeader) -> bool:
+        """Keep it; False when there is no room."""
+        size = len(message.sealed)
+        if len(self._opens) >= bounds.HELD_OPENS_MAX or self._bytes + size > bounds.HELD_BYTES_MAX:
+            return False
+        self._opens[message.id] = (message, header)
+        self._bytes += size
+        return True
+
+    def remove(self, request_id: int) -> bool:
+        """Its client cancelled it; whether it was here."""
+        held = self._opens.pop(request_id, None)
+        if held is None:
+            return False
+        self._bytes -= len(held[0].sealed)
+        return True
+
+    def take_all(self) -> tuple[tuple[Open, OpenHeader], ...]:
+        """All of them, in order; none is kept."""
+        opens = tuple(self._opens.values())
+        self._opens, self._bytes = {}, 0
+        return opens
+
+
 _OUR_STATE: Final = frozenset((Reason.BUSY, Reason.DRAINING, Reason.STALE_KEY))
 
 
@@ -83,6 +119,7 @@ def admit(
     )
     opened = RequestOpened(
         id=message.id,
+        session=context.session,
         header=header,
         offer=offer,
         wait_ms_max=message.wait_ms_max,

@@ -14,7 +14,7 @@ from . import bounds
 from .chunks import ChunkSeal, chain_start, delta_of
 from .events import OfferFacts, OutputReceived, ReceiptReceived, RequestEnded
 from .handshake import ClientContext
-from .receipts import Verify, check_receipt, decode_receipt, payable_nano, receipt_body
+from .receipts import DueRule, Verify, check_receipt, decode_receipt, payable_nano, receipt_body
 from .sealing import Crypto, chunk_key, pad_request, request_info
 
 
@@ -135,18 +135,18 @@ class AskedRequest:
         self.end = body
         return None
 
-    def receipt(self, message: Receipt, *, network: Network, peer: bytes, verify: Verify) -> ReceiptReceived:
+    def receipt(
+        self, message: Receipt, *, network: Network, peer: bytes, verify: Verify, due: DueRule
+    ) -> ReceiptReceived:
         """Check a receipt against our own count."""
         seal = self.seal
         if seal is None or seal.number == 0 or self.has_final_receipt:
             raise StreamBroken("a receipt that is not due")
         claimed = decode_receipt(message)
-        if claimed.final:
-            cached_tokens = claimed.cached_tokens if self.end is None else self.end.cached_tokens
-        else:
-            cached_tokens = 0
-            if self.end is not None or seal.completion_tokens - self.receipt_tokens < bounds.RECEIPT_TOKENS:
-                raise StreamBroken("a receipt that is not due")
+        if not claimed.final and (
+            self.end is not None or seal.completion_tokens - self.receipt_tokens < bounds.RECEIPT_TOKENS
+        ):
+            raise StreamBroken("a receipt that is not due")
         ours = receipt_body(
             network=network,
             session=self.session,
@@ -155,8 +155,9 @@ class AskedRequest:
             header=self.header,
             offer=self.offer,
             chunks=seal,
-            cached_tokens=cached_tokens,
+            cached_tokens=0 if self.end is None else self.end.cached_tokens,
             final=claimed.final,
+            due=due,
         )
         check_receipt(message, claimed, ours, network=network, peer=peer, verify=verify)
         self.receipt_number += 1
@@ -172,6 +173,8 @@ class AskedRequest:
                 self.offer,
                 own_completion_tokens=seal.completion_tokens,
                 input_tokens_max=self.header.input_tokens_max,
+                is_ended=seal.is_ended,
+                due=due,
             ),
         )
 

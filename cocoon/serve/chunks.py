@@ -186,14 +186,14 @@ def delta_bytes(delta: Delta) -> int:
 BODY_HEAD_BYTES: Final = 32  # array, four heads of at most five bytes, and brackets of the tool calls
 
 
-def split_delta(delta: Delta) -> list[Delta]:
-    """The same output in pieces that each fit a chunk well. Token ids and log probabilities stay with the first.
+def split_delta(delta: Delta, *, tokens_max: int = bounds.DELTA_BYTES_MAX) -> list[Delta]:
+    """The same output in pieces that each fit a chunk well and have at most `tokens_max` tokens: those come first.
 
     A long text, a long argument string of a tool call, or many tokens at once are cut; a logprob entry never is.
     """
-    if delta_bytes(delta) <= bounds.DELTA_BYTES_MAX:
+    if delta_bytes(delta) <= bounds.DELTA_BYTES_MAX and len(delta.token_ids) <= tokens_max:
         return [delta]
-    tokens_step = 4 if delta.logprobs else bounds.DELTA_BYTES_MAX // 8
+    tokens_step = min(tokens_max, 4 if delta.logprobs else bounds.DELTA_BYTES_MAX // 8)
     text_step = bounds.DELTA_BYTES_MAX // 8
     pieces = [
         Delta(token_ids=delta.token_ids[at : at + tokens_step], logprobs=delta.logprobs[at : at + tokens_step])

@@ -61,8 +61,8 @@ from .events import (
 )
 from .handshake import ClientHandshake
 from .heartbeat import Heartbeat
-from .reasons import Reason, failure_error, refusal_error
-from .receipts import Sign, Verify
+from .reasons import Reason, failure_error, printable, refusal_error
+from .receipts import DueRule, Sign, Verify
 
 _Ending = RequestEnded | RequestRefused | RequestFailed
 STREAM_BROKEN = "stream_broken"  # the reason of `RequestFailed` when the stream itself is over
@@ -80,6 +80,7 @@ class ClientSession:
         crypto: sealing.Crypto,
         entropy: Callable[[int], bytes],
         verify: Verify,
+        due: DueRule,
         now: int,
     ) -> None:
         self._network = network
@@ -87,6 +88,7 @@ class ClientSession:
         self._crypto = crypto
         self._entropy = entropy
         self._verify = verify
+        self._due = due
         self._handshake = ClientHandshake(network=network, client=client, peer=peer, crypto=crypto, entropy=entropy)
         self._heartbeat = Heartbeat(now=now)
         self._requests: dict[int, AskedRequest] = {}
@@ -327,7 +329,7 @@ class ClientSession:
 
     def _receipt(self, message: Receipt, out: list[Effect]) -> None:
         request = self._need(message.id)
-        receipt = request.receipt(message, network=self._network, peer=self._peer, verify=self._verify)
+        receipt = request.receipt(message, network=self._network, peer=self._peer, verify=self._verify, due=self._due)
         out.append(Emit(event=receipt))
         if request.end is not None:
             self._finish(request, request.ended(receipt), out)
@@ -337,7 +339,13 @@ class ClientSession:
         if request.seal is not None:
             raise StreamBroken("refused after it was accepted")
         error = refusal_error(message.reason, message.detail, message.retry_after_ms)
-        event = RequestRefused(id=message.id, reason=message.reason, retry_after_ms=message.retry_after_ms, error=error)
+        event = RequestRefused(
+            id=message.id,
+            reason=message.reason,
+            detail=printable(message.detail),
+            retry_after_ms=message.retry_after_ms,
+            error=error,
+        )
         self._finish(request, event, out)
         context = self._handshake.context
         if message.reason == Reason.STALE_KEY.value and context is not None and context.session == request.session:

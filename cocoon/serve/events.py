@@ -62,10 +62,11 @@ class RequestOpened:
     """An admissible request, decrypted. Answer with `accept` or `refuse`.
 
     `body` is JSON from a stranger: `cocoon.serve.openai.generation_request` makes it safe. `cache_scope` is the
-    account and the client's secret tag in one (S7).
+    account and the client's secret tag in one (S7). `session` is the id of the session that it was sealed for.
     """
 
     id: int
+    session: Digest
     header: OpenHeader
     offer: OfferFacts
     wait_ms_max: int
@@ -100,10 +101,14 @@ class VoucherReceived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestClosed:
-    """The last message of this request was handed over for sending; with the receipt that closed it, if any."""
+    """The last message of this request was handed over for sending; with the receipt that closed it, if any.
+
+    `is_ended`: by its sealed end, so that the whole prompt is due.
+    """
 
     id: int
     receipt: ReceiptBody | None
+    is_ended: bool = False
 
 
 # --- at the client ---------------------------------------------------------------------------------------
@@ -162,10 +167,14 @@ class RequestEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRefused:
-    """Declined before anything was served, unbilled. `reason` is the wire name, `error` what to raise."""
+    """Declined before anything was served, unbilled. `reason` is the wire name, `error` what to raise.
+
+    `detail` is the provider's word: shown, never trusted.
+    """
 
     id: int
     reason: str
+    detail: str = ""
     retry_after_ms: int
     error: CocoonError
 

@@ -17,7 +17,7 @@ class FrameQueue:
 
     def __init__(self, *, now: int) -> None:
         self._ready: dict[int, ServedRequest] = {}  # with output that credit may allow
-        self._blocked: dict[int, int] = {}  # ids with output that waits for credit, and since when
+        self._blocked: dict[int, int] = {}  # ids with output that waits for credit or payment, and since when
         self._full: dict[int, ServedRequest] = {}
         self._buffered_bytes = 0
         self._flushed_ns = now - bounds.FRAME_INTERVAL_NS
@@ -27,8 +27,10 @@ class FrameQueue:
         """This request has more to send."""
         self._buffered_bytes += grown_bytes
         own = request.buffered_bytes
-        if own >= bounds.BUFFER_BYTES_HIGH or (
-            own > grown_bytes and self._buffered_bytes >= bounds.SESSION_BUFFER_BYTES_HIGH
+        if (
+            own >= bounds.BUFFER_BYTES_HIGH
+            or request.is_unpaid  # nobody has to compute far ahead of a client that does not pay
+            or (own > grown_bytes and self._buffered_bytes >= bounds.SESSION_BUFFER_BYTES_HIGH)
         ):
             self._full[request.id] = request
         if request.id not in self._blocked:
@@ -36,7 +38,7 @@ class FrameQueue:
             self._flush_by(now if urgent else max(now, self._flushed_ns + bounds.FRAME_INTERVAL_NS))
 
     def unblock(self, request: ServedRequest, now: int) -> None:
-        """It got credit."""
+        """It got credit, or payment."""
         if self._blocked.pop(request.id, None) is not None:
             self._ready[request.id] = request
             self._flush_by(max(now, self._flushed_ns + bounds.FRAME_INTERVAL_NS))
@@ -57,7 +59,7 @@ class FrameQueue:
         self.flush_at_ns = None
 
     def is_blocked(self, request_id: int) -> bool:
-        """Whether it waits for credit."""
+        """Whether it waits for credit or payment."""
         return request_id in self._blocked
 
     def is_full(self, request_id: int) -> bool:
@@ -86,12 +88,12 @@ class FrameQueue:
                 break
             before = request.buffered_bytes
             while len(chunks) < limits.FRAME_CHUNKS_MAX and size < bounds.FLUSH_BYTES_MAX:
-                chunk = request.next_chunk()
+                chunk = request.next_chunk(now)
                 if chunk is not None:
                     chunks.append(chunk)
                     size += len(chunk.sealed)
                     if not chunk.final and request.has_output:
-                        continue
+                        continue  # as long as credit and payment allow
                 elif request.has_output:
                     self._blocked[request.id] = now
                 del self._ready[request.id]
@@ -112,7 +114,8 @@ class FrameQueue:
             for request in self._full.values()
             if request.buffered_bytes == 0
             or (
-                request.buffered_bytes <= bounds.BUFFER_BYTES_LOW
+                not request.is_unpaid
+                and request.buffered_bytes <= bounds.BUFFER_BYTES_LOW
                 and self._buffered_bytes <= bounds.SESSION_BUFFER_BYTES_LOW
             )
         ]

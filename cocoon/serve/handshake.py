@@ -27,6 +27,7 @@ class ProviderContext:
     ends_ns: int | None  # set when a newer one replaced it
     claimed_account: bytes | None = None  # V signed for it (S2)
     account: bytes | None = None  # and the role confirmed that V is the account's
+    refusal: str | None = None  # or it did not, and why
 
 
 class ProviderHandshake:
@@ -146,6 +147,27 @@ class ProviderHandshake:
         if context.claimed_account != account:
             raise LocalProtocolError("this session did not claim that account")
         context.account = account
+
+    def unauthenticated(self, session: Digest, detail: str) -> None:
+        """The role did not confirm the claim, and says why."""
+        context = self._contexts.get(session[: sealing.SESSION_PREFIX_BYTES])
+        if context is not None and context.session == session:
+            context.refusal = detail
+
+    def is_authenticating(self, prefix: bytes) -> bool:
+        """Whether the role has yet to say if this context's account is good."""
+        context = self._contexts.get(prefix)
+        return (
+            context is not None
+            and context.claimed_account is not None
+            and context.account is None
+            and context.refusal is None
+        )
+
+    def refusal(self, prefix: bytes) -> str:
+        """Why this context's account is not good for payment; empty where nothing was said."""
+        context = self._contexts.get(prefix)
+        return "" if context is None else context.refusal or ""
 
     def clear(self) -> None:
         """The stream is over."""

@@ -45,7 +45,7 @@ from ..wire.messages import (
     Voucher,
 )
 from . import bounds, sealing
-from .admission import UnservedRequests, admit
+from .admission import HeldOpens, UnservedRequests, admit
 from .chunks import ChunkSeal, encode_frame
 from .effects import Disconnect, Effect, Effects, Emit, Send, decode_session
 from .events import (
@@ -60,13 +60,16 @@ from .events import (
 from .frames import FrameQueue
 from .handshake import ProviderHandshake
 from .heartbeat import Heartbeat
-from .outbox import ServedRequest
+from .outbox import ServedRequest, TokenGate
 from .reasons import Reason
-from .receipts import Sign, Verify, receipt_body, sign_receipt
+from .receipts import DueRule, Sign, Verify, receipt_body, sign_receipt
 
 
 class ProviderSession:
-    """See the file's head. `offers` finds an offer of ours by digest; `sign` is P's signature; `keys` holds E."""
+    """See the file's head. `offers` finds an offer of ours by digest; `sign` is P's signature; `keys` holds E.
+
+    `gate` lets the output of paid requests leave; without one, paid offers are not served.
+    """
 
     def __init__(
         self,
@@ -80,9 +83,13 @@ class ProviderSession:
         sign: Sign,
         verify: Verify,
         offers: Callable[[Digest], OfferFacts | None],
+        due: DueRule,
+        gate: TokenGate | None = None,
         now: int,
     ) -> None:
         self._network = network
+        self._due = due
+        self._gate = gate
         self._crypto = crypto
         self._entropy = entropy
         self._sign = sign
@@ -94,6 +101,7 @@ class ProviderSession:
         self._frames = FrameQueue(now=now)
         self._unserved = UnservedRequests(now=now)
         self._requests: dict[int, ServedRequest] = {}
+        self._held = HeldOpens()
         self._last_id = -1
         self._draining_since_ns: int | None = None
         self._client_left = False
@@ -128,7 +136,7 @@ class ProviderSession:
         frames_ns = self._frames.deadline()
         if frames_ns is not None and frames_ns < when:
             when = frames_ns
-        if self._draining_since_ns is not None and not self._requests:
+        if self._draining_since_ns is not None and not self._requests and not self._held:
             when = min(when, self._draining_since_ns + bounds.DRAIN_GRACE_NS)
         return when
 
@@ -191,7 +199,19 @@ class ProviderSession:
         if not bounds.CREDIT_BYTES_MIN <= message.credit_bytes <= bounds.CREDIT_BYTES_MAX:
             raise LimitExceeded("a credit window out of bounds")
         self._last_id = message.id
+        if header.account and self._handshake.is_authenticating(message.session_prefix):
+            self._hold(message, header, out, now)
+        else:
+            self._admit(message, header, out, now)
+
+    def _hold(self, message: Open, header: OpenHeader, out: list[Effect], now: int) -> None:
+        """Its account is being looked up: the client need not wait for that before it opens."""
+        if not self._held.add(message, header):
+            out.append(_refused(message.id, Reason.BUSY, 1_000))
+
+    def _admit(self, message: Open, header: OpenHeader, out: list[Effect], now: int) -> None:
         reason: Reason | None = None
+        detail = ""
         if self._draining_since_ns is not None or self._client_left:
             reason = Reason.DRAINING
         elif len(self._requests) >= limits.REQUESTS_IN_FLIGHT_MAX:
@@ -202,13 +222,34 @@ class ProviderSession:
             )
             if isinstance(admitted, Reason):
                 reason = admitted
+                if reason is Reason.PAYMENT_REQUIRED:
+                    detail = self._handshake.refusal(message.session_prefix)
+            elif admitted[0].offer.is_paid and self._gate is None:
+                reason = Reason.PAYMENT_REQUIRED
             else:
                 request, opened = admitted
+                if request.offer.is_paid:
+                    request.gate = self._gate
                 self._requests[message.id] = request
                 out.append(Emit(event=opened))
         if reason is not None:
             self._unserved.add(reason, now)
-            out.append(_refused(message.id, reason))
+            out.append(_refused(message.id, reason, detail=detail))
+
+    def _take_held(self, now: int) -> list[Effect]:
+        """The answer to those Opens whose account is known by now."""
+        out: list[Effect] = []
+        for message, header in self._held.take_all():
+            if self._is_closed:
+                break
+            try:
+                if self._handshake.is_authenticating(message.session_prefix):
+                    self._hold(message, header, out, now)
+                else:
+                    self._admit(message, header, out, now)
+            except RemoteProtocolError as error:
+                return [*out, *self._close(error)]
+        return out
 
     def _credit(self, message: Credit, now: int) -> None:
         request = self._requests.get(message.id)
@@ -223,6 +264,10 @@ class ProviderSession:
         self._frames.unblock(request, now)
 
     def _cancel(self, message: Cancel, out: list[Effect], now: int) -> None:
+        if self._held.remove(message.id):
+            self._unserved.add(Reason.CANCELLED, now)
+            out.append(_refused(message.id, Reason.CANCELLED))
+            return
         request = self._requests.get(message.id)
         if request is None:
             self._must_be_past(message.id)
@@ -261,9 +306,26 @@ class ProviderSession:
         )
         return (Send(message=message),)
 
-    def authenticated(self, *, session: Digest, account: bytes) -> None:
+    def authenticated(self, *, session: Digest, account: bytes, now: int) -> Effects:
         """V of the last `AuthenticationReceived` is proven to be the account's: paid requests may come."""
+        if self._is_closed:
+            return ()
         self._handshake.authenticated(session, account)
+        return tuple(self._take_held(now))
+
+    def unauthenticated(self, *, session: Digest, detail: str, now: int) -> Effects:
+        """It is not, or not known to be: paid requests of this session are refused, and `detail` says why."""
+        if self._is_closed:
+            return ()
+        self._handshake.unauthenticated(session, detail)
+        return tuple(self._take_held(now))
+
+    def paid(self, session: Digest, *, now: int) -> Effects:
+        """The gate may let more of this session's requests out: try again those that it held back."""
+        for request in self._requests.values():
+            if request.is_unpaid and request.session == session:
+                self._frames.unblock(request, now)
+        return ()
 
     def accept(self, request_id: int, *, prompt_tokens: int, queue_position: int = 0, now: int) -> Effects:
         """Admit it. `prompt_tokens` is the engine's own count, which the bill is made from."""
@@ -378,13 +440,14 @@ class ProviderSession:
         if seal.is_ended:
             body = self._send_receipt(request, out, final=True)
             self._forget(request)
-            out.append(Emit(event=RequestClosed(id=request.id, receipt=body)))
+            out.append(Emit(event=RequestClosed(id=request.id, receipt=body, is_ended=True)))
         elif seal.completion_tokens - request.receipt_tokens >= bounds.RECEIPT_TOKENS:
             self._send_receipt(request, out, final=False)
 
     def _send_receipt(self, request: ServedRequest, out: list[Effect], *, final: bool) -> ReceiptBody:
         assert request.seal is not None
         body = receipt_body(
+            due=self._due,
             network=self._network,
             session=request.session,
             request_id=request.id,
@@ -437,7 +500,7 @@ class ProviderSession:
         self._frames.remove(request)
 
     def _part_when_done(self, out: list[Effect], now: int) -> None:
-        if self._requests or self._is_closed:
+        if self._requests or self._held or self._is_closed:
             return
         drained = self._draining_since_ns is not None and now - self._draining_since_ns >= bounds.DRAIN_GRACE_NS
         if drained or self._client_left:
@@ -450,6 +513,7 @@ class ProviderSession:
             Emit(event=RequestCancelled(id=request_id, reason="disconnected")) for request_id in self._requests
         ]
         self._requests.clear()
+        self._held.take_all()
         self._frames.clear()
         self._handshake.clear()
         out.append(Disconnect(why=why))

@@ -74,7 +74,7 @@ def reason_named(name: str) -> Reason | None:
 def refusal_error(name: str, detail: str, retry_after_ms: int) -> CocoonError:
     """What the caller of a refused request should see. `detail` is the provider's word: shown, never trusted."""
     reason = reason_named(name)
-    said = _printable(detail)
+    said = printable(detail)
     error: CocoonError
     if reason is Reason.CONTEXT_OVERFLOW:
         message = said or "the prompt and the requested output do not fit the model's context"
@@ -83,7 +83,8 @@ def refusal_error(name: str, detail: str, retry_after_ms: int) -> CocoonError:
         return InvalidRequest(said or "the provider's engine does not accept this request")
     if reason is Reason.PAYMENT_REQUIRED:
         error = PaymentError(
-            "the provider asks for payment before it serves", advice="Fund an account, or choose a free offer."
+            "the provider asks for payment before it serves" + (f" ({said})" if said else ""),
+            advice="Fund an account, or choose a free offer.",
         )
     else:
         error = Refused(name, retry_after_ms=retry_after_ms)
@@ -96,7 +97,7 @@ def refusal_error(name: str, detail: str, retry_after_ms: int) -> CocoonError:
 def failure_error(name: str, detail: str) -> CocoonError:
     """What the caller of an accepted request that failed should see."""
     reason = reason_named(name)
-    said = _printable(detail)
+    said = printable(detail)
     text = f"the provider stopped before the end: {name}" + (f" ({said})" if said else "")
     error = StreamBroken(text, retryable=reason is None or reason.is_retryable)
     if reason is not None:
@@ -104,5 +105,6 @@ def failure_error(name: str, detail: str) -> CocoonError:
     return error
 
 
-def _printable(detail: str) -> str:
+def printable(detail: str) -> str:
+    """A stranger's words, short and harmless to a terminal."""
     return "".join(c if c.isprintable() else " " for c in detail[:DETAIL_CHARS_SHOWN]).strip()

@@ -7,9 +7,10 @@ what the client would have written is named by its first differing field. Exact 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from ..errors import CocoonError, StreamBroken
-from ..types import Digest, Nano, Network, due_nano
+from ..types import Digest, Nano, Network, Prices
 from ..wire.codec import decode_as, encode
 from ..wire.messages import OpenHeader, Receipt, ReceiptBody
 from ..wire.signing import Domain, signed_bytes
@@ -26,6 +27,24 @@ Verify = Callable[[bytes, bytes, bytes], None]
 """(key, signature, message): raises `BadSignature`; `cocoon.wire.signing.verify`."""
 
 
+class DueRule(Protocol):
+    """What is due for such counts (rule M2); both ends have the same: `cocoon.pay.metering.vested_due_nano`."""
+
+    def __call__(
+        self, prices: Prices, *, input_tokens: int, cached_tokens: int, output_tokens: int, is_ended: bool
+    ) -> Nano:
+        """`is_ended`: by a sealed end. Never falls as output grows."""
+        ...
+
+
+def cached_tokens_before_end(prices: Prices, prompt_tokens: int) -> int:
+    """How many prompt tokens a bill counts as cached until the sealed end tells: whichever makes it smaller.
+
+    So no later receipt asks for less, whatever the engine found in its cache.
+    """
+    return prompt_tokens if prices.cached_input_nano <= prices.input_nano else 0
+
+
 def receipt_body(
     *,
     network: Network,
@@ -37,9 +56,15 @@ def receipt_body(
     chunks: ChunkSeal,
     cached_tokens: int,
     final: bool,
+    due: DueRule,
 ) -> ReceiptBody:
-    """The receipt for everything in `chunks` so far, due at that offer's prices."""
+    """The receipt for everything in `chunks` so far, due at that offer's prices.
+
+    `cached_tokens` is looked at only after the sealed end.
+    """
     prompt_tokens = chunks.prompt_tokens or 0
+    if not chunks.is_ended:
+        cached_tokens = cached_tokens_before_end(offer.prices, prompt_tokens)
     return ReceiptBody(
         version=RECEIPT_VERSION,
         network=int(network),
@@ -53,11 +78,12 @@ def receipt_body(
         cached_tokens=cached_tokens,
         completion_tokens=chunks.completion_tokens,
         chain=chunks.chain,
-        due_nano=due_nano(
+        due_nano=due(
             offer.prices,
             input_tokens=prompt_tokens,
             cached_tokens=cached_tokens,
             output_tokens=chunks.completion_tokens,
+            is_ended=chunks.is_ended,
         ),
         consent=offer.consent,
         final=final,
@@ -90,16 +116,25 @@ def check_receipt(
         raise StreamBroken("the receipt is not signed by the provider") from error
 
 
-def payable_nano(claimed: ReceiptBody, offer: OfferFacts, *, own_completion_tokens: int, input_tokens_max: int) -> Nano:
+def payable_nano(
+    claimed: ReceiptBody,
+    offer: OfferFacts,
+    *,
+    own_completion_tokens: int,
+    input_tokens_max: int,
+    is_ended: bool,
+    due: DueRule,
+) -> Nano:
     """What the client pays: the smaller of the receipt and its own count at the offer's prices (M4).
 
     The client cannot count the prompt's tokens for every model; it pays for no more than it declared.
     """
     prompt_tokens = min(claimed.prompt_tokens, input_tokens_max)
-    own = due_nano(
+    own = due(
         offer.prices,
         input_tokens=prompt_tokens,
         cached_tokens=min(claimed.cached_tokens, prompt_tokens),
         output_tokens=own_completion_tokens,
+        is_ended=is_ended,
     )
     return min(claimed.due_nano, own)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import nacl.signing
 
 from ..ports.engine import Delta
-from ..types import SECOND_NS, Network, PeerId, Prices
+from ..types import SECOND_NS, Digest, Nano, Network, PeerId, Prices, due_nano
 from ..wire.signing import verify
 from .client_session import ClientSession
 from .effects import Disconnect, Effects, Emit, Send, decode_session
@@ -41,6 +41,26 @@ class CountingEntropy:
         """The next `count` bytes."""
         self._count += 1
         return hashlib.shake_128(self._seed + self._count.to_bytes(8, "big")).digest(count)
+
+
+def due_for_all(prices: Prices, *, input_tokens: int, cached_tokens: int, output_tokens: int, is_ended: bool) -> Nano:
+    """A rule without vesting: everything counted is due, ended or not."""
+    return due_nano(prices, input_tokens=input_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens)
+
+
+class OpenGate:
+    """Lets every paid token leave, and counts them."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+
+    def allowed(self, session: Digest, request_id: int, wanted: int, *, now: int) -> int:
+        """All of them."""
+        return wanted
+
+    def released(self, session: Digest, request_id: int, tokens: int, *, cached_tokens: int, now: int) -> None:
+        """Counted."""
+        self.tokens += tokens
 
 
 def offer_facts(*, paid: bool = False, seed: str = "offer", now: int = START_NS) -> OfferFacts:
@@ -85,6 +105,8 @@ class SessionPair:
             entropy=CountingEntropy(seed + "-provider"),
             sign=lambda message: self.signing_key.sign(message).signature,
             verify=verify,
+            due=due_for_all,
+            gate=OpenGate(),
             offers={self.offer.digest: self.offer}.get,
             now=now,
         )
@@ -95,6 +117,7 @@ class SessionPair:
             crypto=self.crypto,
             entropy=CountingEntropy(seed + "-client"),
             verify=verify,
+            due=due_for_all,
             now=now,
         )
         self.to_provider: deque[bytes] = deque()

@@ -19,6 +19,7 @@ import time
 
 import nacl.signing
 
+from cocoon.pay.metering import vested_due_nano
 from cocoon.ports.engine import Delta
 from cocoon.serve.client_session import ClientSession
 from cocoon.serve.effects import Effects, Emit, Send
@@ -61,6 +62,7 @@ class Pair:
             entropy=os.urandom,
             sign=lambda message: key.sign(message).signature,
             verify=verify,
+            due=vested_due_nano,
             offers={self.offer.digest: self.offer}.get,
             now=self.now,
         )
@@ -71,6 +73,7 @@ class Pair:
             crypto=crypto,
             entropy=os.urandom,
             verify=verify,
+            due=vested_due_nano,
             now=self.now,
         )
         self.outputs = self.ended = self.frames = 0

@@ -6,6 +6,7 @@ Nothing here is caught by a seal: the liar seals well. It is caught because the 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import nacl.signing
 import pytest
@@ -24,7 +25,7 @@ from cocoon.serve.events import (
 )
 from cocoon.serve.outbox import ServedRequest
 from cocoon.serve.receipts import payable_nano, receipt_body, sign_receipt
-from cocoon.serve.testing import SessionPair, message_in, offer_facts
+from cocoon.serve.testing import SessionPair, due_for_all, message_in, offer_facts
 from cocoon.types import MILLISECOND_NS, SECOND_NS, FinishReason, Network, Usage
 from cocoon.wire.codec import encode
 from cocoon.wire.messages import Chunk, ChunkBody, EndBody, Message, Open, Receipt, ReceiptBody, Refused
@@ -75,6 +76,7 @@ class Liar:
             chunks=self.seal,
             cached_tokens=cached_tokens,
             final=final,
+            due=due_for_all,
         )
         return sign_receipt(body, Network.DEVNET, self.pair.provider._sign)
 
@@ -185,10 +187,11 @@ def test_a_client_pays_the_smaller_of_the_receipt_and_its_own_count() -> None:
         consent=bytes(32),
         final=True,
     )
-    assert payable_nano(body, offer, own_completion_tokens=500, input_tokens_max=1_000) == 2_000
-    assert payable_nano(body, offer, own_completion_tokens=400, input_tokens_max=1_000) == 1_800
-    assert payable_nano(body, offer, own_completion_tokens=500, input_tokens_max=300) == 1_300
-    assert payable_nano(body, offer, own_completion_tokens=9_999, input_tokens_max=9_999) == 2_000
+    payable = partial(payable_nano, body, offer, is_ended=True, due=due_for_all)
+    assert payable(own_completion_tokens=500, input_tokens_max=1_000) == 2_000
+    assert payable(own_completion_tokens=400, input_tokens_max=1_000) == 1_800
+    assert payable(own_completion_tokens=500, input_tokens_max=300) == 1_300
+    assert payable(own_completion_tokens=9_999, input_tokens_max=9_999) == 2_000
     assert liar.pair.client_hung_up is None
 
 

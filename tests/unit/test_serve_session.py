@@ -178,7 +178,7 @@ def authenticated_pair(offer: OfferFacts) -> SessionPair:
     pair.run()
     (claim,) = pair.provider_saw(AuthenticationReceived)
     assert (claim.account, claim.voucher_key, claim.payout) == (ACCOUNT, bytes(key.verify_key), offer.payout)
-    pair.provider.authenticated(session=claim.session, account=claim.account)
+    pair.provider.authenticated(session=claim.session, account=claim.account, now=pair.now)
     return pair
 
 
@@ -201,7 +201,7 @@ def test_an_unconfirmed_claim_opens_no_paid_request() -> None:
     pair = authenticated_pair(offer)
     (claim,) = pair.provider_saw(AuthenticationReceived)
     with pytest.raises(LocalProtocolError):
-        pair.provider.authenticated(session=claim.session, account=b"z" * 32)
+        pair.provider.authenticated(session=claim.session, account=b"z" * 32, now=pair.now)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from . import contracts, operations
 from .cells import account_of
 
 CLAIM_COST_NANO: Final = 1_500_000
-"""A claim at 64 entries (0.87 mTON) and its wallet message (0.47), at the prices of June 2026; see `contracts/account`."""
+"""A claim at 64 entries (0.87 mTON) and its wallet message (0.47), June 2026: see `contracts/account`."""
 
 
 def account_rules() -> AccountRules:
