@@ -2,7 +2,8 @@
 
 Every message goes to both as itself: to the TVM as its cell, to the ledger as the value that this cell is read back
 into. Exit codes, states, payouts and burns must agree exactly; fees are the chain's own, so balances are compared
-within what a message may cost, and then made equal again. Skips, with the reason, where Node.js or its packages are missing.
+within what a message may cost, and then made equal again. Skips, with the reason, where Node.js or its packages are
+missing.
 """
 
 from __future__ import annotations
