@@ -44,6 +44,7 @@ class ClientConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What a client demands. `trust` has no default (`cocoon.trust`)."""
 
     trust: str | None = None
+    account: str = "auto"  # auto: pay from this home's spending account, if there is one; none: free offers only
 
 
 class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,6 +70,22 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tee: str = "none"  # none, simulated (devnet), tdx, tdx+gpu: what this machine can prove
     image: str | None = None  # hex digests of what a TDX guest measured into RTMR3
     config_digest: str | None = None
+    payout: str | None = None  # who is paid: `wallet`, or an address; None: nobody, whatever the prices say
+    stake: bool = False  # name this home's stake in offers
+
+
+class ChainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the TON chain is reached and believed."""
+
+    config_path: str | None = None  # a global configuration; None: see `Home.chain_config_path`
+    trust_level: int = 1  # 0: validators' signatures from the init block on; 1: two servers agree
+
+
+class WalletConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The wallet of this home."""
+
+    passphrase_path: str | None = None  # a file of mode 0600; None: the environment, or the terminal
+    unaudited_mainnet: bool = False  # spend coins of value although nothing here was audited
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,6 +96,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     client: ClientConfig = ClientConfig()
     gateway: GatewayConfig = GatewayConfig()
     provider: ProviderConfig = ProviderConfig()
+    chain: ChainConfig = ChainConfig()
+    wallet: WalletConfig = WalletConfig()
 
     @property
     def network_id(self) -> Network:
@@ -122,6 +141,10 @@ def checked(config: Config, *, source: str = "command line") -> Config:
             ton(amount)
         except ConfigError as error:
             raise ConfigError(f"{source}: {name}: {error}", advice=error.advice) from error
+    if config.chain.trust_level not in (0, 1):
+        raise ConfigError(f"{source}: chain.trust_level is 0 or 1, not {config.chain.trust_level}")
+    if config.client.account not in ("auto", "none"):
+        raise ConfigError(f"{source}: client.account is auto or none, not {config.client.account[:40]!r}")
     for name, number, most in (
         ("provider.slots", config.provider.slots, 1_024),  # the offer's field; engines stop far below
         ("provider.context_tokens", config.provider.context_tokens, 16_777_216),
@@ -215,6 +238,30 @@ class Home:
     def operator_key_path(self) -> Path:
         """The operator key O."""
         return self.path / "operator.key"
+
+    def wallet_path(self, network: Network) -> Path:
+        """The wallet's sealed words."""
+        return self.path / f"wallet.{network.label}.json"
+
+    def account_path(self, network: Network) -> Path:
+        """Which spending account is ours."""
+        return self.path / f"account.{network.label}.json"
+
+    def voucher_key_path(self, network: Network) -> Path:
+        """The voucher key V of that account."""
+        return self.path / f"voucher.{network.label}.key"
+
+    def stake_path(self, network: Network) -> Path:
+        """Which stake is ours."""
+        return self.path / f"stake.{network.label}.json"
+
+    def chain_config_path(self, network: Network) -> Path:
+        """TON's global configuration for this network; `cocoon devnet` writes the devnet's."""
+        return self.path / network.label / "global.config.json"
+
+    def key_block_path(self, network: Network) -> Path:
+        """How far trust level 0 has come."""
+        return self.path / network.label / "key-block.json"
 
     @property
     def api_key_path(self) -> Path:
