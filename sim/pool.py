@@ -1,0 +1,122 @@
+"""Jobs on all cores: long-lived worker processes, each at the end of a pipe.
+
+Not `concurrent.futures`: its idle workers outlive a parent that was killed, and it has no progress. Here a worker ends
+when its pipe does, whatever happened to the parent. `SIGINT` is the parent's business; it ends the workers by SIGTERM,
+upon which they close their files in an orderly way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from .errors import RunError, SimError
+from .job import Job, run_job
+
+PROGRESS_EVERY_S = 0.25
+STOP_WAIT_S = 10.0  # for files to be closed, then a worker is killed
+
+OnProgress = Callable[[Job, float, str], None]
+
+
+def cores() -> int:
+    with contextlib.suppress(AttributeError):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def run_jobs(jobs: Sequence[Job], *, workers: int, on_progress: OnProgress) -> Iterator[tuple[Job, dict[str, Any]]]:
+    """Results as they come. Raises RunError when a job fails or its process dies; those done before stay done."""
+    if workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            yield job, run_job(job, lambda share, note, job=job: on_progress(job, share, note))
+        return
+    yield from _in_processes(jobs, min(workers, len(jobs)), on_progress)
+
+
+def _in_processes(jobs: Sequence[Job], workers: int, on_progress: OnProgress) -> Iterator[tuple[Job, dict[str, Any]]]:
+    context = multiprocessing.get_context("spawn")  # a fork would copy threads of pyarrow and numba
+    waiting = deque(jobs)
+    busy: dict[Connection, Job] = {}
+    processes: list[BaseProcess] = []
+    pipes: list[Connection] = []
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process: BaseProcess = context.Process(target=_work, args=(theirs,), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            pipes.append(ours)
+            busy[ours] = waiting.popleft()
+            ours.send(busy[ours])
+        while busy:
+            for ready in wait(list(busy)):
+                assert isinstance(ready, Connection)
+                job = busy[ready]
+                try:
+                    kind, *rest = ready.recv()
+                except EOFError:
+                    raise RunError(f"{job.name}: its process died (out of memory?)") from None
+                if kind == "progress":
+                    on_progress(job, *rest)
+                elif kind == "failed":
+                    raise RunError(f"{job.name}: {rest[0]}")
+                else:
+                    del busy[ready]
+                    yield job, rest[0]
+                    if waiting:
+                        busy[ready] = waiting.popleft()
+                        ready.send(busy[ready])
+    finally:
+        for pipe in pipes:
+            pipe.close()
+        for one in processes:
+            one.terminate()
+        until = time.monotonic() + STOP_WAIT_S
+        for one in processes:
+            one.join(max(0.1, until - time.monotonic()))
+            if one.is_alive():
+                one.kill()
+
+
+def _work(pipe: Connection) -> None:
+    """A worker's life: jobs from the pipe, one after the other, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _interrupt)
+    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+        while True:
+            job = pipe.recv()
+            try:
+                result = run_job(job, _Reporter(pipe))
+            except SimError as problem:
+                pipe.send(("failed", str(problem)))
+            except MemoryError:
+                pipe.send(("failed", "out of memory: fewer nodes, fewer workers (-j), or level 2"))
+            else:
+                pipe.send(("done", result))
+
+
+def _interrupt(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+class _Reporter:
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._last = 0.0
+
+    def __call__(self, done_share: float, note: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= PROGRESS_EVERY_S:
+            self._last = now
+            self._pipe.send(("progress", done_share, note))
