@@ -1,5 +1,5 @@
-"""What every engine promises (`cocoon.ports.engine`): llama.cpp for real, the paced one, and ExLlama over a fake of its
-generators, since those need CUDA."""
+"""What every engine promises (`cocoon.ports.engine`): llama.cpp for real, in this process and as a server beside us,
+the paced one, and ExLlama over a fake of its generators, since those need CUDA."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import trio
 from cocoon.adapters.engines import exllama_v2, exllama_v3
 from cocoon.adapters.engines.llamacpp import open_llamacpp_engine
 from cocoon.adapters.engines.paced import PacedEngine
+from cocoon.adapters.engines.upstream import open_upstream_engine
 from cocoon.errors import EngineError, InvalidRequest
 from cocoon.ports.engine import Delta, Engine, Finished, GenerationRequest
-from cocoon.types import FinishReason
-from tests.fakes import exllama
+from cocoon.types import Feature, FinishReason
+from tests.fakes import exllama, llama_upstream
 
 MODEL = Path(__file__).parents[2] / "cocoon/data/models/cocoon-tiny/cocoon-tiny-q8_0.gguf"
 CONTEXT = 512
@@ -45,12 +46,22 @@ async def _exllama(module: ModuleType, folder: Path, slots: int = 2) -> AsyncIte
         yield engine
 
 
-@pytest.fixture(params=["paced", "llama.cpp", "exllamav2", "exllamav3"])
+@asynccontextmanager
+async def _upstream(folder: Path, slots: int = 2) -> AsyncIterator[Engine]:
+    with llama_upstream.running(slots=slots, context_tokens=CONTEXT) as (url, key):
+        async with open_upstream_engine(url, folder, slots=slots, key=key, context_tokens=CONTEXT) as engine:
+            yield engine
+
+
+@pytest.fixture(params=["paced", "llama.cpp", "upstream", "exllamav2", "exllamav3"])
 def opened(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Open:
     if request.param == "paced":
         return _paced
     if request.param == "llama.cpp":
         return _llamacpp
+    if request.param == "upstream":
+        llama_upstream.write_folder(tmp_path)
+        return partial(_upstream, tmp_path)
     exllama.install(monkeypatch, flash_attention=True)
     exllama.write_folder(tmp_path)
     return partial(_exllama, exllama_v2 if request.param == "exllamav2" else exllama_v3, tmp_path)
@@ -233,6 +244,11 @@ def test_a_reader_that_stalls_loses_nothing(opened: Open) -> None:
 
 def test_logprobs_name_the_tokens_that_were_given(opened: Open) -> None:
     async def body(engine: Engine) -> None:
+        if Feature.LOGPROBS not in engine.info.features:
+            with pytest.raises(InvalidRequest) as caught:
+                await ask(engine, chat(logprobs=True, top_logprobs=0))
+            assert caught.value.param == "logprobs"
+            return
         answer = await ask(engine, chat(logprobs=True, top_logprobs=0))
         named = [one for delta in answer.deltas for one in delta.logprobs]
         assert [one.token_id for one in named] == answer.ids

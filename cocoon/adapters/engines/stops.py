@@ -30,6 +30,11 @@ class StopWords:
         self._held = text[len(text) - hold :]
         return text[: len(text) - hold]
 
+    @property
+    def pending(self) -> bool:
+        """Whether text is held back."""
+        return bool(self._held)
+
     def finish(self) -> str:
         """What was held and began no stop word after all."""
         rest, self._held = self._held, ""
