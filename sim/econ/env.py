@@ -1,0 +1,372 @@
+"""The world that a peer of the market sees: time, a wire, keys, signatures, disks. All of it belongs to one simulation.
+
+    env = Env(kernel=…, wire=network, seed=7)
+    conn = Conn(env, a, b, …); conn.send(a, message)         # ordered and reliable, as a stream is
+    wake = Wake(env.kernel, machine.deadline, on_time); wake.look()   # after every call of the machine
+
+Signatures are real ed25519, and each is verified once in the whole simulation (`SignatureMemo`): the answer cannot
+differ from node to node. HPKE and the chunk cipher are stand-ins of the same sizes (`SimCrypto`) that still refuse
+what was not sealed for them: they hide nothing, cost little and draw no randomness from the system, so that runs
+repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import nacl.bindings
+from cryptography.exceptions import InvalidTag
+
+from cocoon.errors import BadSignature
+from cocoon.serve.sealing import seal_error
+from cocoon.types import MILLISECOND_NS, Network, Secret
+from cocoon.wire.signing import verify as verify_once
+from sim.kernel import Kernel
+from sim.rng import Stream, stream
+
+MEMO_MAX: Final = 400_000  # verified signatures kept: about 100 MB
+RETRANSMIT_NS: Final = 250 * MILLISECOND_NS  # after a lost frame; doubles
+RETRANSMIT_MAX_NS: Final = 8_000 * MILLISECOND_NS
+FRAME_OVERHEAD_BYTES: Final = 60  # TCP/IP, Noise and yamux around one frame
+
+
+class Wire(Protocol):
+    """Carries bytes between nodes by number; `sim.net.Network` and the overlay's world are such."""
+
+    def send(self, src: int, dst: int, size: int, deliver: Callable[..., None], *args: object) -> bool:
+        """`deliver(*args)` when it arrives; False: it never will."""
+        ...
+
+
+class Key:
+    """An ed25519 key pair, the same for the same name."""
+
+    __slots__ = ("_secret", "public")
+
+    def __init__(self, name: str) -> None:
+        seed = hashlib.sha256(name.encode()).digest()
+        self.public, self._secret = nacl.bindings.crypto_sign_seed_keypair(seed)
+
+    def sign(self, message: bytes) -> bytes:
+        """Over exactly these bytes."""
+        return bytes(nacl.bindings.crypto_sign(message, self._secret)[:64])
+
+
+class SignatureMemo:
+    """Verifies each signature once."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[bytes, bool] = OrderedDict()
+        self.verified = 0
+
+    def verify(self, key: bytes, signature: bytes, message: bytes) -> None:
+        """As `cocoon.wire.signing.verify`. Raises `BadSignature`."""
+        name = hashlib.blake2b(message, key=key[:32], digest_size=32).digest() + signature
+        good = self._known.get(name)
+        if good is None:
+            self.verified += 1
+            try:
+                verify_once(key, signature, message)
+                good = True
+            except BadSignature:
+                good = False
+            self._known[name] = good
+            if len(self._known) > MEMO_MAX:
+                self._known.popitem(last=False)
+        if not good:
+            raise BadSignature("the signature does not verify")
+
+
+@contextmanager
+def shared_signatures(memo: SignatureMemo) -> Iterator[None]:
+    """Offers and beacons are verified through the memo while this is open: their books call `verify` by themselves."""
+    import cocoon.market.beacon
+    import cocoon.market.equivocation
+    import cocoon.market.offer
+
+    modules: tuple[Any, ...] = (cocoon.market.beacon, cocoon.market.equivocation, cocoon.market.offer)
+    before = [module.verify for module in modules]
+    for module in modules:
+        module.verify = memo.verify
+    try:
+        yield
+    finally:
+        for module, verify in zip(modules, before, strict=True):
+            module.verify = verify
+
+
+class SimCipher:
+    """An AEAD's sizes and refusals, without secrecy."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+        """The data and 16 bytes."""
+        return data + self._tag(nonce, data, associated_data)
+
+    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+        """Raises `InvalidTag`."""
+        plain, tag = data[:-16], data[-16:]
+        if self._tag(nonce, plain, associated_data) != tag:
+            raise InvalidTag
+        return plain
+
+    def _tag(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
+        head = nonce + len(data).to_bytes(4, "big") + (associated_data or b"")
+        return hashlib.blake2b(head + data, key=self._key[:64], digest_size=16).digest()
+
+
+class SimCrypto:
+    """`cocoon.serve.sealing.Crypto` with HPKE's sizes: 32 bytes of encapsulation and 16 of tag."""
+
+    def public_key(self, private: Secret) -> bytes:
+        """The public half."""
+        return hashlib.blake2b(private.reveal(), digest_size=32, person=b"sim public").digest()
+
+    def seal(self, public: bytes, plaintext: bytes, info: bytes) -> bytes:
+        """48 bytes more than the plaintext."""
+        return self._head(public, plaintext, info) + plaintext
+
+    def open(self, private: Secret, sealed: bytes, info: bytes) -> bytes:
+        """Raises `SealError`."""
+        head, plaintext = sealed[:48], sealed[48:]
+        if self._head(self.public_key(private), plaintext, info) != head:
+            raise seal_error()
+        return plaintext
+
+    def cipher(self, key: bytes) -> SimCipher:
+        """For chunks."""
+        return SimCipher(key)
+
+    @staticmethod
+    def _head(public: bytes, plaintext: bytes, info: bytes) -> bytes:
+        return hashlib.blake2b(info + plaintext, key=public, digest_size=48).digest()
+
+
+@dataclass(slots=True, kw_only=True)
+class Env:
+    """What all peers of one simulation share."""
+
+    kernel: Kernel
+    wire: Wire
+    seed: int
+    network: Network = Network.DEVNET
+    memo: SignatureMemo = field(default_factory=SignatureMemo)
+    crypto: SimCrypto = field(default_factory=SimCrypto)
+
+    @property
+    def now(self) -> int:
+        """Nanoseconds since the Unix epoch."""
+        return self.kernel.now
+
+    def rng(self, purpose: str, node: int = 0) -> Stream:
+        """A stream of its own."""
+        return stream(self.seed, purpose, node)
+
+    def note(self, node: int, kind: str, payload: bytes = b"") -> None:
+        """Into the trace."""
+        self.kernel.trace.add(self.kernel.now, node, kind, payload)
+
+
+class Wake:
+    """Calls a machine when its deadline has passed. `look` after every call of the machine.
+
+    A deadline that is later than the wake that is planned costs nothing: the wake looks again.
+    """
+
+    __slots__ = ("_at", "_deadline", "_kernel", "_on_time", "is_dead", "offset_ns")
+
+    def __init__(self, kernel: Kernel, deadline: Callable[[], int | None], on_time: Callable[[], None]) -> None:
+        self._kernel = kernel
+        self._deadline = deadline
+        self._on_time = on_time
+        self._at: int | None = None
+        self.is_dead = False
+        self.offset_ns = 0  # how far the node's own clock is ahead
+
+    def look(self) -> None:
+        """The deadline may have come nearer."""
+        when = self._deadline()
+        if when is None or self.is_dead:
+            return
+        when = max(when - self.offset_ns, self._kernel.now)
+        if self._at is None or when < self._at:
+            self._at = when
+            self._kernel.at(when, self._fire, when)
+
+    def _fire(self, at: int) -> None:
+        if self.is_dead or self._at != at:
+            return
+        self._at = None
+        when = self._deadline()
+        if when is not None and when - self.offset_ns <= self._kernel.now:
+            self._on_time()
+        self.look()
+
+
+class Conn:
+    """One stream between two nodes: frames arrive whole, once, in order, or the stream breaks.
+
+    A frame that the wire loses is sent again after a quarter of a second, then a half, and so on: what TCP would do.
+    When it could not be delivered for `patience_ns`, both ends hear that the stream is broken.
+    """
+
+    __slots__ = (
+        "_arrived", "_env", "_handlers", "_held", "_next", "_on_broken", "_sent", "_stuck_since", "a", "b",
+        "bytes", "frames", "is_open", "patience_ns",
+    )  # fmt: skip
+
+    def __init__(self, env: Env, a: int, b: int, *, patience_ns: int = 60_000 * MILLISECOND_NS) -> None:
+        self._env = env
+        self.a, self.b = a, b
+        self.is_open = True
+        self.bytes = self.frames = 0
+        self.patience_ns = patience_ns
+        self._sent = {a: 0, b: 0}
+        self._arrived: dict[int, int] = {a: 0, b: 0}  # next number expected at
+        self._held: dict[int, dict[int, Any]] = {a: {}, b: {}}
+        self._handlers: dict[int, Callable[[Any], None]] = {}
+        self._on_broken: dict[int, Callable[[], None]] = {}
+        self._stuck_since: dict[int, int] = {}
+
+    def listen(self, node: int, handler: Callable[[Any], None], on_broken: Callable[[], None]) -> None:
+        """What happens at this end."""
+        self._handlers[node] = handler
+        self._on_broken[node] = on_broken
+
+    def send(self, source: int, message: Any, size: int) -> None:
+        """To the other end."""
+        if not self.is_open:
+            return
+        number = self._sent[source]
+        self._sent[source] += 1
+        self.bytes += size
+        self.frames += 1
+        self._put(source, number, message, size + FRAME_OVERHEAD_BYTES, 0, self._env.now)
+
+    def _put(self, source: int, number: int, message: Any, size: int, tries: int, since_ns: int) -> None:
+        if not self.is_open:
+            return
+        target = self.b if source == self.a else self.a
+        if self._env.wire.send(source, target, size, self._arrive, target, number, message):
+            return
+        if self._env.now - since_ns >= self.patience_ns:
+            self.break_off()
+            return
+        wait_ns = min(RETRANSMIT_NS << min(tries, 8), RETRANSMIT_MAX_NS)
+        self._env.kernel.after(wait_ns, self._put, source, number, message, size, tries + 1, since_ns)
+
+    def _arrive(self, target: int, number: int, message: Any) -> None:
+        if not self.is_open:
+            return
+        held = self._held[target]
+        held[number] = message
+        while self.is_open and self._arrived[target] in held:
+            ready = held.pop(self._arrived[target])
+            self._arrived[target] += 1
+            self._handlers[target](ready)
+
+    def close(self, by: int) -> None:
+        """This end hangs up; the other hears of it after what was sent before."""
+        if self.is_open:
+            self.send(by, None, 0)
+
+    def break_off(self) -> None:
+        """Both ends hear at once that it is over."""
+        if self.is_open:
+            self.is_open = False
+            for on_broken in tuple(self._on_broken.values()):
+                on_broken()
+
+    def drop(self, by: int) -> None:
+        """This end is gone without a word; the other hears of it after a while (a reset, or silence)."""
+        self._on_broken.pop(by, None)
+        self._handlers[by] = _ignore
+        self._env.kernel.after(RETRANSMIT_NS, self.break_off)
+
+
+def _ignore(_: Any) -> None:
+    pass
+
+
+class SimDisk:
+    """Records that survive a crash. A write takes `write_ns`; those that come meanwhile are one commit together.
+
+    `crash` loses what is not committed, and may lose the last commit that was acknowledged, where the disk lies.
+    """
+
+    def __init__(self, env: Env, node: int, *, write_ns: int = 2 * MILLISECOND_NS) -> None:
+        self._env = env
+        self._node = node
+        self.write_ns = write_ns
+        self.fails = False  # the next commits fail
+        self.commits = 0
+        self._kept: dict[Any, Any] = {}
+        self._waiting: deque[tuple[tuple[Any, ...], Callable[[bool], None]]] = deque()
+        self._is_writing = False
+        self._generation = 0
+        self._undo: list[tuple[Any, Any]] = []  # of the last commit
+
+    def save(
+        self,
+        records: tuple[Any, ...],
+        keys: tuple[Any, ...],
+        merge: Callable[[Any, Any], Any],
+        done: Callable[[bool], None],
+    ) -> None:
+        """Keep all or none of these; `merge(kept, record)` says what stays under a key. `done(True)` once committed."""
+        self._waiting.append((tuple(zip(keys, records, [merge] * len(records), strict=True)), done))
+        if not self._is_writing:
+            self._is_writing = True
+            self._env.kernel.after(self.write_ns, self._commit, self._generation)
+
+    def _commit(self, generation: int) -> None:
+        if generation != self._generation:
+            return
+        batch, self._waiting = self._waiting, deque()
+        self._is_writing = False
+        if self.fails:
+            for _, done in batch:
+                done(False)
+            return
+        self._undo = []
+        for writes, _ in batch:
+            self._write(writes)
+        self.commits += 1
+        for _, done in batch:
+            done(True)
+
+    def _write(self, writes: tuple[Any, ...]) -> None:
+        for key, record, merge in writes:
+            before = self._kept.get(key)
+            self._undo.append((key, before))
+            self._kept[key] = merge(before, record)
+
+    def crash(self, *, keeps_unacknowledged: bool = False, loses_last: bool = False) -> None:
+        """The process is gone. What was being written may have reached the disk all the same; the last commit, though
+        acknowledged, may not have."""
+        self._generation += 1
+        self._is_writing = False
+        waiting, self._waiting = self._waiting, deque()
+        if loses_last:
+            for key, before in reversed(self._undo):
+                if before is None:
+                    self._kept.pop(key, None)
+                else:
+                    self._kept[key] = before
+        self._undo = []
+        if keeps_unacknowledged:
+            for writes, _ in waiting:
+                self._write(writes)
+
+    def values(self) -> list[Any]:
+        """Everything kept, in the order of the first write."""
+        return list(self._kept.values())
