@@ -111,8 +111,8 @@ class DialBackServer:
             except Exception as error:  # the library raises many kinds for bytes that are no address
                 log.debug("autonat.address_refused", extra={"error": type(error).__name__})
                 continue
-            is_direct_tcp = address.transport is Transport.TCP and address.relay is None and not address.kind.is_name
-            if is_direct_tcp and _plain(address.host) == observed:
+            is_plain = address.transport in (Transport.TCP, Transport.QUIC) and address.relay is None
+            if is_plain and not address.kind.is_name and _plain(address.host) == observed:
                 usable.append(address)
         return list(dict.fromkeys(usable))[:ADDRESSES_DIALLED_MAX]
 
@@ -125,7 +125,9 @@ class DialBackServer:
             async def attempt(address: Address) -> None:
                 try:
                     with trio.fail_after(DIAL_TIMEOUT_S):
-                        link = await self._host.transport.dial_afresh(Multiaddr(f"{address}/p2p/{peer}"))
+                        is_quic = address.transport is Transport.QUIC
+                        transport = self._host.quic if is_quic else self._host.transport
+                        link = await transport.dial_afresh(Multiaddr(f"{address}/p2p/{peer}"))
                 except OpenConnectionError as error:
                     reasons.append(str(error.__cause__ or error))
                 except trio.TooSlowError:

@@ -173,12 +173,12 @@ class ConnectionManager:
     def _note_good(self) -> None:
         """The addresses that we have dialled and that answered, directly, are worth keeping."""
         for connection in self._swarm.get_connections():
-            remote = connection.muxed_conn.get_remote_address()
-            if connection.direction.name == "INBOUND" or is_relayed(connection) or remote is None:
+            if connection.direction.name == "INBOUND" or is_relayed(connection):
                 continue
-            peer = str(connection.muxed_conn.peer_id)
-            host, port = remote
-            address = f"/ip{6 if ':' in host else 4}/{host}/tcp/{port}"
+            addresses = connection.muxed_conn.get_transport_addresses()
+            if not addresses:
+                continue
+            peer, address = str(connection.muxed_conn.peer_id), str(addresses[0])
             earlier = self._good.pop(peer, ())
             self._good[peer] = tuple(dict.fromkeys((address, *earlier)))[:ADDRESSES_PER_PEER_MAX]
             self._is_changed = self._is_changed or earlier != self._good[peer]

@@ -35,6 +35,8 @@ from p2p.addresses import DialPolicy, parse_address
 from p2p.counters import Counters
 from p2p.driver.muxer import OwnMuxers, yamux_settings
 from p2p.driver.negotiate import answer, propose
+from p2p.driver.quic import QuicTransport
+from p2p.driver.quic_machine import QuicSettings
 from p2p.driver.relayed import RelayTransport
 from p2p.driver.swarm import CocoonSwarm
 from p2p.driver.transport import NoiseYamuxTcp
@@ -70,7 +72,13 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
     """`nursery` runs what the library would hand to trio's system nursery, where one error ends the program."""
 
     def __init__(
-        self, network: CocoonSwarm, *, settings: NodeSettings, counters: Counters, transport: NoiseYamuxTcp
+        self,
+        network: CocoonSwarm,
+        *,
+        settings: NodeSettings,
+        counters: Counters,
+        transport: NoiseYamuxTcp,
+        quic: QuicTransport,
     ) -> None:
         announce = [Multiaddr(address) for address in settings.announce]
         self.extra_addresses: dict[str, tuple[str, ...]] = {}  # by who found them: relays, the router, dial-backs
@@ -89,6 +97,7 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
         self.settings = settings
         self.counters = counters
         self.transport = transport
+        self.quic = quic
         self.websocket: WebSocketTransport | None = None
         self.nursery: trio.Nursery | None = None
         self.agents: dict[ID, str] = {}
@@ -168,8 +177,9 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
 
     # --- identify ----------------------------------------------------------------------------------------
 
-    def _identify_message(self, remote: tuple[str, int] | None) -> bytes:
-        message = identify._mk_identify_protobuf(self, identify._remote_address_to_multiaddr(remote))
+    def _identify_message(self, connection: Any) -> bytes:
+        seen = [] if connection.is_relayed else connection.get_transport_addresses()
+        message = identify._mk_identify_protobuf(self, seen[0] if seen else None)
         message.agent_version = self.settings.agent
         return bytes(encode_frame(message.SerializeToString()))
 
@@ -179,7 +189,7 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
             with trio.move_on_after(IDENTIFY_TIMEOUT_S):
                 if IDENTIFY_PUSH in self.peerstore.get_protocols(peer_id):
                     stream = await self.new_stream(peer_id, [IDENTIFY_PUSH])
-                    await stream.write(self._identify_message(stream.get_remote_address()))
+                    await stream.write(self._identify_message(stream.muxed_conn))
                     await stream.close()
         except Exception as error:  # it will hear when it connects again
             log.debug("identify.push_failed", extra={"error": type(error).__name__})
@@ -190,7 +200,7 @@ class GuardedHost(BasicHost):  # type: ignore[misc]
         await stream.reset()
 
     async def _answer_identify(self, stream: INetStream) -> None:
-        await stream.write(self._identify_message(stream.get_remote_address()))
+        await stream.write(self._identify_message(stream.muxed_conn))
         # js-libp2p 3.3 loses an answer whose end arrives together with the end of the negotiation, so a ping goes
         # back and forth in between.
         await stream.muxed_conn.is_alive(timeout_s=IDENTIFY_END_WAIT_S)
@@ -272,17 +282,24 @@ def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> Gua
         share_listening_port=settings.reach.hole_punching,
     )
     websocket = WebSocketTransport(transport)
+    quic = QuicTransport(
+        key,
+        settings=QuicSettings(
+            window_bytes=settings.limits.stream_window_bytes, receive_total_bytes_max=settings.limits.unread_bytes_max
+        ),
+        handshake_timeout_s=settings.limits.handshake_timeout_s,
+    )
     through_relay = RelayTransport(transport)
     swarm = CocoonSwarm(
         peer_id,
         peerstore,
         upgrader,
-        transports=[transport, websocket, through_relay],
+        transports=[transport, websocket, quic, through_relay],
         limits=settings.limits,
         policy=DialPolicy(allow_private=settings.allow_private_addresses),
         counters=counters,
     )
-    host = GuardedHost(swarm, settings=settings, counters=counters, transport=transport)
+    host = GuardedHost(swarm, settings=settings, counters=counters, transport=transport, quic=quic)
     through_relay.attach(host)
     host.websocket = websocket
     return host

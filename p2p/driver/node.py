@@ -15,7 +15,7 @@ from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamReset
 from multiaddr import Multiaddr
 
-from p2p.addresses import Address, parse_address, parse_addresses_of, parse_peer_address
+from p2p.addresses import Address, Transport, parse_address, parse_addresses_of, parse_peer_address
 from p2p.counters import Counters
 from p2p.driver.connections import ConnectionManager
 from p2p.driver.gossip_driver import Gossip
@@ -222,11 +222,11 @@ class Libp2pNode:
 
     def _info(self, connection: INetConn) -> ConnectionInfo:
         peer_id = connection.muxed_conn.peer_id
-        remote = connection.muxed_conn.get_remote_address()
+        addresses = [] if is_relayed(connection) else connection.muxed_conn.get_transport_addresses()
         inbound = connection.direction.name == "INBOUND"
         return ConnectionInfo(
             peer=str(peer_id),
-            address="" if remote is None else _address_text(remote[0], remote[1]),
+            address=str(addresses[0]) if addresses else "",
             direction=Direction.INBOUND if inbound else Direction.OUTBOUND,
             opened_at=self._connections.opened_at(connection),
             agent=self.host.agents.get(peer_id),
@@ -371,10 +371,6 @@ async def _close_connection(connection: INetConn) -> None:
         log.debug("connection.close_failed", extra={"error": type(error).__name__})
 
 
-def _address_text(host: str, port: int) -> str:
-    return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}"
-
-
 def _check_free(address: Address) -> None:
     """libp2p listens with SO_REUSEPORT, so two programs on one port would share its connections instead of
     one being told. Raises ListenFailed."""
@@ -383,10 +379,13 @@ def _check_free(address: Address) -> None:
     if not address.port:
         return
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    is_datagrams = address.transport is Transport.QUIC
+    with socket.socket(family, socket.SOCK_DGRAM if is_datagrams else socket.SOCK_STREAM) as probe:
+        if not is_datagrams:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((address.host, address.port))
-            probe.listen(1)
+            if not is_datagrams:
+                probe.listen(1)
         except OSError as error:
             raise ListenFailed(f"cannot listen on {address}: {(error.strerror or 'refused').lower()}") from error

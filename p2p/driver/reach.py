@@ -159,10 +159,13 @@ class Reacher:
     def _candidates(self) -> list[str]:
         """Where we might be: what we announce or listen on, and the IPs that peers see, with our own port."""
         texts = [text.split("/p2p/")[0] for text in self._host.direct_addresses()]
-        ports = {a.port for a in map(parse_address, texts) if a.transport is Transport.TCP}
+        own = [parse_address(text) for text in texts]
+        ports = {a.port for a in own if a.transport is Transport.TCP}
+        quic_ports = {a.port for a in own if a.transport is Transport.QUIC}
         for observed in self._observed():
             texts.append(str(observed))
             texts += [f"/{observed.kind.value}/{observed.host}/tcp/{port}" for port in sorted(ports)]
+            texts += [f"/{observed.kind.value}/{observed.host}/udp/{port}/quic-v1" for port in sorted(quic_ports)]
         usable = []
         for text in dict.fromkeys(texts):
             try:

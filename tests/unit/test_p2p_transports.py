@@ -1,4 +1,4 @@
-"""WebSocket and IPv6 carry the same streams as TCP on IPv4; what is not there is refused by name."""
+"""WebSocket, QUIC and IPv6 carry the same streams as TCP on IPv4."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import trio
 
 import p2p
-from p2p.identity import peer_id_of_seed
 from p2p.testing.contract.tools import PROTOCOL, echo, key_of, settings
 
 FRAME_MAX = 1 << 20
@@ -23,7 +22,16 @@ def has_ipv6() -> bool:
     return True
 
 
-@pytest.mark.parametrize("listen", ["/ip4/127.0.0.1/tcp/0/ws", "/ip6/::1/tcp/0", "/ip6/::1/tcp/0/ws"])
+@pytest.mark.parametrize(
+    "listen",
+    [
+        "/ip4/127.0.0.1/tcp/0/ws",
+        "/ip4/127.0.0.1/udp/0/quic-v1",
+        "/ip6/::1/tcp/0",
+        "/ip6/::1/tcp/0/ws",
+        "/ip6/::1/udp/0/quic-v1",
+    ],
+)
 def test_frames_go_both_ways(listen: str) -> None:
     if "ip6" in listen and not has_ipv6():
         pytest.skip("no IPv6 on loopback here")
@@ -62,17 +70,5 @@ def test_a_stranger_who_speaks_http_or_nonsense_to_a_websocket_is_cut_off() -> N
                 server.handle(PROTOCOL, echo, frame_bytes_max=FRAME_MAX, streams_per_peer_max=8)
                 async with p2p.open_node(settings(server, listen=()), key=key_of("client")) as client:
                     await client.wait_connected(timeout_s=10)
-
-    trio.run(main)
-
-
-def test_quic_is_refused_by_name() -> None:
-    async def main() -> None:
-        with pytest.raises(p2p.ListenFailed, match="quic-v1"):
-            async with p2p.open_node(settings(listen=("/ip4/127.0.0.1/udp/0/quic-v1",)), key=key_of("a")):
-                pass
-        async with p2p.open_node(settings(), key=key_of("a")) as node:
-            with pytest.raises(p2p.DialFailed, match="no transport for quic-v1"):
-                await node.connect(peer_id_of_seed(key_of("b")), ["/ip4/127.0.0.1/udp/1/quic-v1"])
 
     trio.run(main)
