@@ -162,9 +162,11 @@ class DhtSpec:
 
     lookups: int = knob(200, "in the whole run", low=0, high=COUNT_MAX)
     lookups_from_s: float = knob(20.0, "once the tables are filled", low=0.0, high=SECONDS_MAX)
+    lookups_until_s: float = knob(0.0, "0 is ten seconds before the end", low=0.0, high=SECONDS_MAX)
     k: int = knob(20, "entries per bucket, and closest peers wanted", low=1, high=256)
     alpha: int = knob(3, "questions in flight per path", low=1, high=64)
     paths: int = knob(2, "disjoint", low=1, high=16)
+    warm: bool = knob(False, "tables are filled at the start, as after days; else nodes bootstrap")
     bootstrap_dials: int = knob(3, "nodes that each knows at its start", low=1, high=1_000)
     settings: Params = knob({}, "any other setting of the machine", keys_of="p2p.kad.settings:KadSettings")
 
