@@ -7,7 +7,10 @@ import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+if TYPE_CHECKING:
+    from ..errors import CocoonError
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
@@ -91,14 +94,21 @@ class Console:
             return EXIT_INTERRUPTED
         if isinstance(cause, CocoonError):
             message, advice, code, name = str(cause), cause.advice, cause.exit_code, cause.code
+            blame = cause.blame.value
         else:
-            message, advice, code, name = _unforeseen(cause)
+            (message, advice, code, name), blame = _unforeseen(cause), "local"
         if self.json_output:
-            self.data({"error": {"code": name, "message": message, "advice": advice}})
+            self.data({"error": {"code": name, "message": message, "advice": advice, "blame": blame}})
         self._talk(message, label="error:", style=_RED)
         if advice:
             self.say(advice)
         return code
+
+    def explain_briefly(self, error: CocoonError) -> None:
+        """What went wrong, where a command goes on without it. Nothing on standard output."""
+        self._talk(str(error), label="warning:", style=_RED)
+        if error.advice:
+            self.say(error.advice)
 
 
 def _without_nan(value: Any) -> Any:

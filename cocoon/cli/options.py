@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from typing import Final
 
 from ..config import Config, Home, override
 from ..errors import ConfigError
 from ..logs import LEVELS, configure
 from ..trust import LABELS, TrustPolicy, from_label
 from ..types import Network
+
+PASSPHRASE_VARIABLE: Final = "COCOON_WALLET_PASSPHRASE"  # noqa: S105 - the name of a variable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,36 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_chain(parser: argparse.ArgumentParser) -> None:
+    """How the TON chain is reached."""
+    parser.add_argument(
+        "--chain-config",
+        metavar="FILE",
+        help="TON's global configuration (default: HOME/NETWORK/global.config.json, which `cocoon devnet` writes)",
+    )
+    parser.add_argument(
+        "--chain-trust",
+        type=int,
+        choices=(0, 1),
+        help="1: two liteservers must agree (default); 0: every block is proven by validators' signatures",
+    )
+
+
+def add_passphrase(parser: argparse.ArgumentParser) -> None:
+    """How the wallet is opened."""
+    parser.add_argument(
+        "--passphrase-file",
+        metavar="FILE",
+        help=f"holds the wallet's passphrase (default: ${PASSPHRASE_VARIABLE}, or the terminal)",
+    )
+    parser.add_argument(
+        "--unaudited-mainnet",
+        action="store_true",
+        default=None,
+        help="use coins of value, although nothing here was audited",
+    )
+
+
 def setup(args: argparse.Namespace, **changes: object) -> Setup:
     """Read the home's configuration and put the arguments, and `changes` (`section__key`), over it."""
     log_level = "debug" if args.debug else args.log_level
@@ -73,6 +106,10 @@ def setup(args: argparse.Namespace, **changes: object) -> Setup:
         "peer.listen": getattr(args, "listen", None),
         "peer.announce": getattr(args, "announce", None),
         "client.trust": getattr(args, "trust", None),
+        "chain.config_path": getattr(args, "chain_config", None),
+        "chain.trust_level": getattr(args, "chain_trust", None),
+        "wallet.passphrase_path": getattr(args, "passphrase_file", None),
+        "wallet.unaudited_mainnet": getattr(args, "unaudited_mainnet", None),
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     return Setup(home=home, config=override(home.read_config(), named), log_level=log_level)

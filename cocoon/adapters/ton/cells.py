@@ -59,6 +59,13 @@ def external_message(destination: bytes, body: Cell, *, init: Any = None) -> Cel
     return MessageAny(info=info, init=init, body=body).serialize()
 
 
+def comment(text: str) -> Cell:
+    """A text that wallets and explorers show; at most 120 bytes."""
+    data = text.encode()
+    assert len(data) <= 120
+    return begin_cell().store_uint(0, 32).store_bytes(data).end_cell()
+
+
 def operation(code: int, query_id: int = 0) -> Any:
     """A builder that starts with an operation and a query id."""
     return begin_cell().store_uint(code, 32).store_uint(query_id, 64)

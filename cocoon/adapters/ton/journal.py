@@ -38,6 +38,7 @@ class PendingMessage:
     valid_until_s: int  # time of the chain
     after_lt: int  # of the wallet's last transaction before it
     transfers: bytes  # digest of what it carries
+    purpose: str  # what a command wanted with it, for its second run; empty: nothing that could be asked twice
     message: bytes = field(repr=False)  # a bag of cells
 
 
@@ -103,6 +104,7 @@ class FileJournal:
                 valid_until_s=_number(value["valid_until_s"]),
                 after_lt=_number(value["after_lt"]),
                 transfers=bytes.fromhex(value["transfers"]),
+                purpose=str(value["purpose"]),
                 message=base64.b64decode(value["message"], validate=True),
             )
         except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
@@ -120,6 +122,7 @@ class FileJournal:
                 "valid_until_s": pending.valid_until_s,
                 "after_lt": pending.after_lt,
                 "transfers": pending.transfers.hex(),
+                "purpose": pending.purpose,
                 "message": base64.b64encode(pending.message).decode(),
             }
         )

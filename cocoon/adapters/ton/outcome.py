@@ -14,6 +14,7 @@ from pytoniq_core import Cell
 
 from ...errors import PaymentError, Unavailable
 from ...ports.chain import Chain, ChainTransaction, Head, Transfer
+from ...types import Nano
 from .sending import ChainWallet
 
 LOOK_EVERY_S: Final = 0.5
@@ -27,22 +28,38 @@ async def send_and_see(
     transfers: tuple[Transfer, ...],
     *,
     errors: Mapping[int, str],
+    purpose: str = "",
     watch: Callable[[Head], None] = lambda _: None,
-) -> None:
-    """Send, and return once every receiver has done what it was asked to.
+) -> ChainTransaction:
+    """Send, and return once every receiver has done what it was asked to; the wallet's transaction.
 
     Raises `PaymentError` with the contract's own reason when one refuses, `Unavailable` when it is not seen in time,
     and what `Wallet.send` raises.
     """
-    sent = await wallet.run(transfers)
+    sent = await wallet.run(transfers, purpose=purpose)
     with trio.move_on_after(WAIT_S):
         for transfer in transfers:
             await _seen(chain, sent, transfer, errors=errors, watch=watch)
-        return
+        return sent
     raise Unavailable(
         f"the wallet has sent the message, but its receiver has not run it after {WAIT_S:.0f} s",
         advice="Look at its status in a minute, before sending anything again.",
     )
+
+
+async def came_back(
+    chain: Chain, sent: ChainTransaction, *, source: bytes, watch: Callable[[Head], None] = lambda _: None
+) -> Nano:
+    """What `source` sent the wallet in answer to `sent`; 0 when nothing is seen in time. Raises as the port says."""
+    with trio.move_on_after(WAIT_S):
+        while True:
+            history = await chain.transactions(sent.account, after_lt=sent.lt, count_max=HISTORY_DEPTH)
+            found = next((each for each in history if each.source == source), None)
+            if found is not None:
+                return found.value_nano
+            watch(await chain.head())
+            await trio.sleep(LOOK_EVERY_S)
+    return 0
 
 
 async def _seen(

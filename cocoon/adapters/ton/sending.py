@@ -31,6 +31,9 @@ HISTORY_DEPTH: Final = 32  # transactions of the wallet since the message was si
 LEFT_DEPTH: Final = 512  # the same for a message that was left behind, perhaps long ago
 REUSE_LEFT_S: Final = 20  # a message that was left behind with less time than this is signed anew
 
+ALREADY: Final = "This was already sent by a command that was interrupted. It is not sent a second time."
+MEANWHILE: Final = "The message of a command that was interrupted was executed meanwhile."
+
 
 class ChainWallet:
     """Implements `cocoon.ports.chain.Wallet`.
@@ -63,12 +66,31 @@ class ChainWallet:
         """As the port says. Where a crash left the same transfers behind, those are finished, and not sent twice."""
         await self.run(transfers)
 
-    async def run(self, transfers: tuple[Transfer, ...]) -> ChainTransaction:
-        """As `send`; the wallet's transaction that sent them."""
+    async def run(self, transfers: tuple[Transfer, ...], *, purpose: str = "") -> ChainTransaction:
+        """As `send`; the wallet's transaction that sent them. `purpose` is for `was_done`."""
         if not 1 <= len(transfers) <= TRANSFERS_MAX:
             raise ConfigError(f"a wallet message carries 1 to {TRANSFERS_MAX} transfers, not {len(transfers)}")
         async with self._alone():
-            return await self._send(transfers)
+            return await self._send(transfers, purpose)
+
+    async def was_done(self, purpose: str) -> bool:
+        """Whether a command that was killed had sent its message, and meant this by it. It is told once.
+
+        A second run asks before it looks at anything that the first may have changed.
+        """
+        if self._journal is None:
+            return False
+        async with self._alone():
+            left = await self._journal.load()
+            if left is None or (await self._chain.wallet(self.account)).seqno <= left.seqno:
+                return False
+            ran = await self._executed(left, depth=LEFT_DEPTH)
+            await self._journal.clear()
+            if ran is None:
+                return False
+            _check_done(ran)
+            self._tell(ALREADY if left.purpose == purpose else MEANWHILE)
+            return left.purpose == purpose
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -79,7 +101,7 @@ class ChainWallet:
             async with self._journal.locked():
                 yield
 
-    async def _send(self, transfers: tuple[Transfer, ...]) -> ChainTransaction:
+    async def _send(self, transfers: tuple[Transfer, ...], purpose: str) -> ChainTransaction:
         state = await self._chain.wallet(self.account)
         digest = transfers_digest(transfers)
         left = await self._left_behind(state, digest)
@@ -87,7 +109,7 @@ class ChainWallet:
             return left
         if left is None:
             _check_balance(state, transfers)
-            left = await self._sign(state, transfers, digest)
+            left = await self._sign(state, transfers, digest, purpose)
         return await self._finish(left, is_deployed=state.is_deployed)
 
     async def _left_behind(self, state: WalletState, digest: bytes) -> PendingMessage | ChainTransaction | None:
@@ -102,9 +124,9 @@ class ChainWallet:
                 return None  # another message took its seqno: it can never run
             if left.transfers == digest:
                 _check_done(ran)
-                self._tell("This was already sent by a command that was interrupted. It is not sent a second time.")
+                self._tell(ALREADY)
                 return ran
-            self._tell("An interrupted command's message was executed meanwhile.")
+            self._tell(MEANWHILE)
             return None
         is_alive = left.seqno == 0 or left.valid_until_s >= state.at_s + REUSE_LEFT_S
         if left.transfers == digest and is_alive:
@@ -112,7 +134,9 @@ class ChainWallet:
             return left
         return None  # the next message has the same seqno, so at most one of the two can ever run
 
-    async def _sign(self, state: WalletState, transfers: tuple[Transfer, ...], digest: bytes) -> PendingMessage:
+    async def _sign(
+        self, state: WalletState, transfers: tuple[Transfer, ...], digest: bytes, purpose: str
+    ) -> PendingMessage:
         before = await self._chain.transactions(self.account, after_lt=0, count_max=1)
         valid_until_s = state.at_s + VALID_S
         message = self._key.message(transfers, seqno=state.seqno, valid_until_s=valid_until_s)
@@ -121,6 +145,7 @@ class ChainWallet:
             valid_until_s=valid_until_s,
             after_lt=before[0].lt if before else 0,
             transfers=digest,
+            purpose=purpose,
             message=message.to_boc(),
         )
         if self._journal is not None:
