@@ -131,42 +131,51 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 def apply(document: Document, override: str) -> None:
     """Sets one value; raises ScenarioError when the path makes no sense."""
+    path, is_given, value = override.partition("=")
     place = f"--set {override}"
-    text, is_given, value = override.partition("=")
-    path = tuple(quoted or plain.strip() for quoted, plain in _SET_PART.findall(text))
-    if not is_given or not path or not all(path):
+    if not is_given:
         raise ScenarioError(Problem(place, "", "write PATH=VALUE, such as nodes.honest.count=500"))
+    assign(document, path, value_of(value), place=place)
+
+
+def assign(document: Document, path_text: str, value: Any, *, place: str) -> None:
+    """One value by its path, such as `adversaries.0.share`. `place` is what an error about it names."""
+    path = tuple(quoted or plain.strip() for quoted, plain in _SET_PART.findall(path_text))
+    if not path or not all(path):
+        raise ScenarioError(Problem(place, "", "write a path, such as nodes.honest.count"))
+
+    def wrong(message: str) -> ScenarioError:
+        return ScenarioError(Problem(place, path_text, message))
+
     target: Any = document.values
     at: Path = ()
     for depth, part in enumerate(path):
-        is_last = depth == len(path) - 1
+        shown = ".".join(map(str, at))
         if isinstance(target, list):
             if not part.isdecimal() or int(part) >= len(target):
-                raise ScenarioError(
-                    Problem(place, ".".join(path), f"{'.'.join(map(str, at))} has {len(target)} members")
-                )
+                raise wrong(f"{shown} has {len(target)} members, counted from 0")
             key: str | int = int(part)
         elif isinstance(target, dict):
             if at == ("nodes",) and part not in target:
-                names = ", ".join(target) or "none"
-                raise ScenarioError(Problem(place, ".".join(path), f"no such group of nodes: there is {names}"))
+                raise wrong(f"no such group of nodes: there is {', '.join(target) or 'none'}")
             key = part
         else:
-            raise ScenarioError(Problem(place, ".".join(path), f"{'.'.join(map(str, at))} is a single value"))
+            raise wrong(f"{shown} is a single value")
         at = (*at, key)
-        if is_last:
-            target[key] = _override_value(value)
+        if depth == len(path) - 1:
+            target[key] = value
             document.places[at] = place
-        else:
-            if isinstance(target, dict) and key not in target:
-                if path[depth + 1].isdecimal():
-                    raise ScenarioError(Problem(place, ".".join(path), f"{'.'.join(map(str, at))} has no members"))
-                target[key] = {}
-                document.places[at] = place
-            target = target[key]
+            return
+        if isinstance(target, dict) and key not in target:
+            if path[depth + 1].isdecimal():
+                raise wrong(f"{'.'.join(map(str, at))} has no members")
+            target[key] = {}
+            document.places[at] = place
+        target = target[key]
 
 
-def _override_value(text: str) -> Any:
+def value_of(text: str) -> Any:
+    """As TOML; what is no TOML is a text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):

@@ -53,7 +53,8 @@ class Meter:
     def _show(self, note: str, *, is_due: bool = False) -> None:
         now = time.monotonic()
         is_terminal = sys.stderr.isatty()
-        if self._quiet or (now - self._last < (TERMINAL_EVERY_S if is_terminal else LOG_EVERY_S) and not is_due):
+        is_early = now - self._last < (TERMINAL_EVERY_S if is_terminal else LOG_EVERY_S)
+        if self._quiet or (is_early and not (is_due and is_terminal)):
             return
         self._last = now
         whole = (self.done + sum(self._shares.values())) / max(1, self.jobs)
