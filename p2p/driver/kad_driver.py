@@ -54,10 +54,10 @@ from p2p.kad import (
     KadNode,
     KadPeer,
     KadSettings,
-    Kind,
     PeerFound,
     Provided,
     ProvidersFound,
+    Refuse,
     Result,
     Send,
     ValueFound,
@@ -255,21 +255,29 @@ class Dht:
 
     async def _ask(self, ask: Ask) -> None:
         answer: KadMessage | None = None
+        is_sent = is_garbled = False
         async with self._places:
             with trio.move_on_after(self.node.settings.request_timeout_s):
                 try:
                     answer = await self._exchange(ask)
+                    is_sent = True
+                except (KadMessageInvalid, FrameTooLarge, FrameInvalid):
+                    is_garbled = True
                 except (P2PError, MuxedStreamError, MuxedStreamEOF, MuxedStreamReset) as error:
                     log.debug("dht.ask_failed", extra={"error": type(error).__name__})
                 except Exception as error:  # the library and the peer have many ways to end a stream
                     log.debug("dht.ask_failed", extra={"error": type(error).__name__})
-        if answer is None:
+        if is_garbled:
+            self._perform(self.node.garbled(ask.request_id, now=self._now()))
+        elif is_sent and not ask.has_answer:
+            self._perform(self.node.delivered(ask.request_id, now=self._now()))
+        elif answer is None:
             self._perform(self.node.failed(ask.request_id, now=self._now()))
         else:
             self._perform(self.node.answered(ask.request_id, answer, now=self._now()))
 
-    async def _exchange(self, ask: Ask) -> KadMessage:
-        """One question and its answer on a stream of their own."""
+    async def _exchange(self, ask: Ask) -> KadMessage | None:
+        """One question and its answer on a stream of their own. None: sent, and there is no answer to this kind."""
         if len(ask.peer.peer) != PEER_ID_BYTES:
             raise AddressInvalid("not the id of an ed25519 peer key")
         peer_id = ID(ask.peer.peer)
@@ -284,8 +292,8 @@ class Dht:
             await propose(muxed, self._protocol)
             await muxed.write(encode_frame(encode_message(ask.message)))
             await muxed.close()  # our side: the question is complete
-            answer = await self._read_answer(muxed, ask.message)
-            ended = True
+            answer = await self._read_answer(muxed) if ask.has_answer else None
+            ended = True  # what is sent still arrives, and what still comes is dropped
             return answer
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
@@ -294,15 +302,10 @@ class Dht:
                 else:
                     await muxed.reset()
 
-    async def _read_answer(self, muxed: Any, question: KadMessage) -> KadMessage:
+    async def _read_answer(self, muxed: Any) -> KadMessage:
         reader = FrameReader(frame_bytes_max=MESSAGE_BYTES_MAX)
         while (frame := reader.next_frame()) is None:
-            try:
-                reader.feed(await muxed.read(READ_BYTES_MAX))
-            except MuxedStreamEOF:
-                if question.kind is Kind.ADD_PROVIDER:  # some implementations record it and say nothing
-                    return KadMessage(kind=Kind.ADD_PROVIDER, key=question.key)
-                raise
+            reader.feed(await muxed.read(READ_BYTES_MAX))
         return decode_message(frame)
 
     # --- serving -----------------------------------------------------------------------------------------
@@ -343,23 +346,23 @@ class Dht:
                 except (MuxedStreamReset, MuxedStreamError):
                     return
             question = decode_message(frame)
-            if question.kind is Kind.ADD_PROVIDER and peer_id.to_bytes() not in [p.peer for p in question.providers]:
-                self._blame(peer_id)  # a record for somebody else: nobody honest sends one
-            answers = self.node.receive(peer_id.to_bytes(), question, now=self._now())
-            for effect in answers:
+            for effect in self.node.receive(peer_id.to_bytes(), question, now=self._now()):
                 if isinstance(effect, Send):
                     await muxed.write(encode_frame(encode_message(effect.message)))
-            if not answers:
-                await stream.reset()
-                return
+                elif isinstance(effect, Refuse):
+                    await stream.reset()
+                    if effect.is_hostile:
+                        self._blame(peer_id)
+                    return
 
     def _blame(self, peer_id: ID) -> None:
-        """A request that nobody honest sends. Enough of them cost the connection; there is no score beyond that."""
+        """A request that nobody honest sends. Enough of them cost the connection, and a place in our table."""
         if len(self._blamed) >= JUDGED_MAX:
             self._blamed.clear()
         self._blamed[peer_id] += 1
         if self._blamed[peer_id] >= BLAMED_MAX and self._nursery is not None:
             del self._blamed[peer_id]
+            self.node.ban(peer_id.to_bytes(), now=self._now())
             self._nursery.start_soon(self._disconnect, peer_id)
 
     async def _disconnect(self, peer_id: ID) -> None:

@@ -2,7 +2,8 @@
 
 from p2p.errors import RecordInvalid
 from p2p.interface import RecordValidator
-from p2p.kad.machine import Ask, Done, Effect, KadNode, Send, TooManyOperations
+from p2p.kad.keys import is_multihash, provider_key
+from p2p.kad.machine import Ask, Done, Effect, KadNode, TooManyOperations
 from p2p.kad.messages import (
     KadMessage,
     KadMessageInvalid,
@@ -22,6 +23,7 @@ from p2p.kad.operations import (
     ValueFound,
     ValuePut,
 )
+from p2p.kad.serving import Refuse, Send
 from p2p.kad.settings import KadSettings
 from p2p.kad.table import GroupsOf, network_groups, no_groups
 
@@ -43,6 +45,7 @@ __all__ = [
     "Record",
     "RecordInvalid",
     "RecordValidator",
+    "Refuse",
     "Result",
     "Send",
     "TooManyOperations",
@@ -50,7 +53,9 @@ __all__ = [
     "ValuePut",
     "decode_message",
     "encode_message",
+    "is_multihash",
     "message_bytes",
     "network_groups",
     "no_groups",
+    "provider_key",
 ]

@@ -6,6 +6,7 @@ answered. S/Kademlia: several paths that share no peer, so one liar's tale reach
 
 from __future__ import annotations
 
+from collections.abc import Container
 from enum import Enum
 
 from p2p.kad.messages import KadPeer, kad_id
@@ -39,14 +40,23 @@ class _Path:
 
 class Lookup:
     def __init__(
-        self, key: bytes, *, me: bytes, seeds: list[KadPeer], settings: KadSettings, groups_of: GroupsOf
+        self,
+        key: bytes,
+        *,
+        me: bytes,
+        seeds: list[KadPeer],
+        settings: KadSettings,
+        groups_of: GroupsOf,
+        avoid: Container[bytes] = frozenset(),
     ) -> None:
-        """`seeds`: peers of our own table, nearest first; they are dealt out to the paths in turn."""
+        """`seeds`: peers of our own table, nearest first; they are dealt out to the paths in turn. `avoid`: peers
+        that are not asked, whoever names them."""
         self.key = key
         self.target = kad_id(key)
         self._me = me
         self._settings = settings
         self._groups_of = groups_of
+        self._avoid = avoid
         self._path_of: dict[bytes, _Path] = {}
         self._per_group: dict[str, int] = {}
         self._asked = 0
@@ -99,7 +109,7 @@ class Lookup:
 
     def _add(self, path: _Path, known: KadPeer) -> None:
         peer = known.peer
-        if peer == self._me or peer in self._path_of:
+        if peer == self._me or peer in self._path_of or peer in self._avoid:
             return
         groups = self._groups_of(known.addresses)
         if any(self._per_group.get(group, 0) >= self._settings.lookup_per_group_max for group in groups):

@@ -2,14 +2,15 @@
 
     node = KadNode(me, settings=…, rng=random.Random(seed), now=now, addresses=lambda: …)
     operation, effects = node.find_providers(key, count_max=20, now=now)
-    effects = node.answered(request_id, message, now=now)      # or failed(request_id)
-    effects = node.receive(peer, request, now=now)             # a Send in them is the answer on that stream
+    effects = node.answered(request_id, message, now=now)      # or garbled, delivered, failed(request_id)
+    effects = node.receive(peer, request, now=now)             # the answer on that stream, or Refuse, or nothing
     effects = node.peer_changed(peer, connected=True, is_server=True, addresses=…, now=now)
     effects = node.on_time(now=now)                            # when deadline() has passed
 
 Wire-compatible with libp2p/specs, kad-dht/README.md, whose words are quoted where they are implemented.
 The driver carries an Ask to its peer (dialling if need be) and reports every one of them, once.
 
+Keys of providers are SHA-256 digests here and multihashes on the wire (`keys.py`).
 Not here: streams, dialling, the dial policy, persistence.
 """
 
@@ -19,10 +20,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from p2p.errors import P2PError, RecordInvalid
+from p2p.errors import P2PError
 from p2p.interface import RecordValidator
+from p2p.kad.keys import is_multihash, provider_key
 from p2p.kad.lookup import Lookup
 from p2p.kad.messages import KadMessage, KadPeer, Kind, Record, kad_id
+from p2p.kad.offences import Offences
 from p2p.kad.operations import (
     FindPeer,
     FindProviders,
@@ -32,9 +35,10 @@ from p2p.kad.operations import (
     PutValue,
     Result,
 )
+from p2p.kad.serving import Refuse, Send, Server, public
 from p2p.kad.settings import NANOSECONDS, KadSettings
 from p2p.kad.store import ProviderStore, ValueStore
-from p2p.kad.table import Entry, GroupsOf, RoutingTable, network_groups
+from p2p.kad.table import GroupsOf, RoutingTable, network_groups
 from p2p.randomness import Randomness
 
 
@@ -46,13 +50,10 @@ class Ask:
     peer: KadPeer
     message: KadMessage
 
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """The answer to the request that `receive` was called with."""
-
-    peer: bytes
-    message: KadMessage
+    @property
+    def has_answer(self) -> bool:
+        """ADD_PROVIDER has none: report `delivered` when it is sent."""
+        return self.message.kind is not Kind.ADD_PROVIDER
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class Done:
     result: Result
 
 
-Effect = Ask | Send | Done
+Effect = Ask | Send | Refuse | Done
 
 
 class TooManyOperations(P2PError):
@@ -72,6 +73,7 @@ class _Request(NamedTuple):
     operation_id: int | None  # None: a liveness check
     peer: KadPeer
     kind: Kind
+    key: bytes
     deadline: int
 
 
@@ -94,12 +96,14 @@ class KadNode:
         self._addresses = addresses
         self._groups_of = groups_of
         self.table = RoutingTable(me, settings, groups_of=groups_of)
+        self.offences = Offences(settings)
         self.providers = ProviderStore(settings)
         self.values = ValueStore(settings, validators or {})
+        self._server = Server(me, settings, table=self.table, providers=self.providers, values=self.values)
         self._operations: dict[int, tuple[Operation, int]] = {}  # id → operation, deadline
         self._requests: dict[int, _Request] = {}
         self._next_id = 1
-        self._own_keys: dict[bytes, int] = {}  # key → when to announce it again
+        self._own_keys: dict[bytes, int] = {}  # digest → when to announce it again
         self._next_tick = now + int(settings.tick_s * NANOSECONDS)
         self._first_refresh = self._next_refresh = now + int(settings.refresh_first_s * NANOSECONDS)
 
@@ -112,43 +116,45 @@ class KadNode:
     def find_peer(self, peer: bytes, *, now: int) -> tuple[int, list[Effect]]:
         """Ends in PeerFound."""
         known = self.table.get(peer)
-        lookup = self._lookup(peer)
+        lookup = self._lookup(peer, now=now)
         operation = FindPeer(lookup, count=1)
         if known is not None and known.addresses:
-            operation.answered(KadPeer(peer), KadMessage(kind=Kind.FIND_NODE, closer=(_public(known),)))
+            operation.answered(KadPeer(peer), KadMessage(kind=Kind.FIND_NODE, closer=(public(known),)))
         return self._start(operation, now=now)
 
     def find_closest(self, key: bytes, *, now: int) -> tuple[int, list[Effect]]:
         """Ends in ClosestFound."""
-        return self._start(Operation(self._lookup(key), count=self._settings.replication), now=now)
+        return self._start(Operation(self._lookup(key, now=now), count=self._settings.replication), now=now)
 
-    def find_providers(self, key: bytes, *, count_max: int, now: int) -> tuple[int, list[Effect]]:
-        """Ends in ProvidersFound, ourselves never among them."""
+    def find_providers(self, digest: bytes, *, count_max: int, now: int) -> tuple[int, list[Effect]]:
+        """Ends in ProvidersFound, ourselves never among them. `digest`: SHA-256, 32 bytes."""
+        key = provider_key(digest)
         known = self.providers.get(key, now=now)
-        operation = FindProviders(self._lookup(key), count=count_max, known=known, me=self._me)
+        operation = FindProviders(self._lookup(key, now=now), count=count_max, known=known, me=self._me)
         return self._start(operation, now=now)
 
-    def provide(self, key: bytes, *, now: int, keep: bool = False) -> tuple[int, list[Effect]]:
+    def provide(self, digest: bytes, *, now: int, keep: bool = False) -> tuple[int, list[Effect]]:
         """Ends in Provided. With `keep` it is announced again every `republish_s`, until `stop_providing`."""
+        key = provider_key(digest)
         if keep and len(self._own_keys) < self._settings.own_keys_max:
-            self._own_keys[key] = now + int(self._settings.republish_s * NANOSECONDS)
+            self._own_keys[digest] = now + int(self._settings.republish_s * NANOSECONDS)
         ourselves = KadPeer(self._me, self._addresses())
-        operation = Provide(self._lookup(key), count=self._settings.replication, ourselves=ourselves)
+        operation = Provide(self._lookup(key, now=now), count=self._settings.replication, ourselves=ourselves)
         return self._start(operation, now=now)
 
-    def stop_providing(self, key: bytes) -> None:
-        self._own_keys.pop(key, None)
+    def stop_providing(self, digest: bytes) -> None:
+        self._own_keys.pop(digest, None)
 
     def put_value(self, key: bytes, value: bytes, *, now: int) -> tuple[int, list[Effect]]:
         """Ends in ValuePut. Raises RecordInvalid for what our own validator refuses."""
         self.values.put(key, Record(key, value), now=now)
-        operation = PutValue(self._lookup(key), count=self._settings.replication, value=value)
+        operation = PutValue(self._lookup(key, now=now), count=self._settings.replication, value=value)
         return self._start(operation, now=now)
 
     def get_value(self, key: bytes, *, now: int) -> tuple[int, list[Effect]]:
         """Ends in ValueFound."""
         operation = GetValue(
-            self._lookup(key),
+            self._lookup(key, now=now),
             count=self._settings.replication,
             store=self.values,
             quorum=self._settings.value_quorum,
@@ -167,7 +173,7 @@ class KadNode:
     ) -> list[Effect]:
         """A connected peer that serves our protocol is a candidate for the table. A lost connection says nothing:
         peers of the DHT need not stay connected."""
-        if connected and is_server:
+        if connected and is_server and not self.offences.is_banned(peer, now=now):
             was_empty = len(self.table) == 0
             self.table.heard(peer, addresses, now=now)
             if was_empty and len(self.table):
@@ -175,25 +181,40 @@ class KadNode:
         return []
 
     def receive(self, peer: bytes, message: KadMessage, *, now: int) -> list[Effect]:
-        """A request. A client answers nothing; what is malformed gets no answer either."""
-        if not self._settings.is_server:
-            return []
-        answer = self._answer(peer, message, now=now)
-        return [] if answer is None else [Send(peer, answer)]
+        """A request: a Send that answers it, a Refuse, or nothing when it is taken and has no answer."""
+        return [*self._server.receive(peer, message, now=now)]
 
     def answered(self, request_id: int, message: KadMessage, *, now: int) -> list[Effect]:
-        """The answer to an Ask. One that does not fit its question counts as none."""
+        """The answer to an Ask. One that does not fit its question counts as none, and against the peer."""
         request = self._requests.get(request_id)
         if request is None:
             return []
-        if message.kind is not request.kind:
-            return self.failed(request_id, now=now)
+        if not _fits(message, request):
+            return self.garbled(request_id, now=now)
         del self._requests[request_id]
-        self.table.heard(request.peer.peer, request.peer.addresses, now=now)
         return self._continue(request, message, now=now)
 
+    def garbled(self, request_id: int, *, now: int) -> list[Effect]:
+        """An Ask was answered with bytes that are no message of the DHT."""
+        request = self._requests.get(request_id)
+        if request is not None:
+            self._blame(request.peer.peer, now=now)
+        return self.failed(request_id, now=now)
+
+    def delivered(self, request_id: int, *, now: int) -> list[Effect]:
+        """An Ask that has no answer was sent, over a stream that the peer had agreed to."""
+        request = self._requests.get(request_id)
+        if request is None:
+            return []
+        return self.answered(request_id, KadMessage(kind=request.kind, key=request.key), now=now)
+
+    def ban(self, peer: bytes, *, now: int) -> None:
+        """Neither in the table nor asked, for `ban_s`: the driver has seen enough of the peer's requests."""
+        self.offences.ban(peer, now=now)
+        self.table.remove(peer)
+
     def failed(self, request_id: int, *, now: int) -> list[Effect]:
-        """An Ask without an answer: no route, refused, timed out, nonsense."""
+        """An Ask without an answer: no route, refused, timed out."""
         request = self._requests.pop(request_id, None)
         if request is None:
             return []
@@ -209,6 +230,7 @@ class KadNode:
             self._next_tick = now + int(self._settings.tick_s * NANOSECONDS)
             self.providers.expire(now=now)
             self.values.expire(now=now)
+            self.offences.expire(now=now)
             effects += self._give_up(now=now)
             effects += self._check_liveness(now=now)
             effects += self._republish(now=now)
@@ -216,67 +238,20 @@ class KadNode:
             effects += self._refresh(now=now)
         return effects
 
-    # --- serving -------------------------------------------------------------------------------------------
-
-    def _answer(self, peer: bytes, message: KadMessage, *, now: int) -> KadMessage | None:
-        key = message.key
-        match message.kind:
-            case Kind.PING:
-                return KadMessage(kind=Kind.PING)
-            case Kind.FIND_NODE if key:
-                return KadMessage(kind=Kind.FIND_NODE, key=key, closer=self._closer(key, peer))
-            case Kind.GET_PROVIDERS if key:
-                return KadMessage(
-                    kind=Kind.GET_PROVIDERS,
-                    key=key,
-                    closer=self._closer(key, peer),
-                    providers=tuple(self.providers.get(key, now=now)),
-                )
-            case Kind.ADD_PROVIDER if key:
-                return self._add_provider(peer, message, now=now)
-            case Kind.GET_VALUE if key:
-                value = self.values.get(key, now=now)
-                record = None if value is None else Record(key, value)
-                return KadMessage(kind=Kind.GET_VALUE, key=key, record=record, closer=self._closer(key, peer))
-            case Kind.PUT_VALUE if key and message.record is not None:
-                try:
-                    self.values.put(key, message.record, now=now)
-                except RecordInvalid:
-                    return None  # "The record is rejected if the validation fails."
-                return KadMessage(kind=Kind.PUT_VALUE, key=key, record=message.record)
-            case _:
-                return None
-
-    def _add_provider(self, peer: bytes, message: KadMessage, *, now: int) -> KadMessage | None:
-        """ "All providerPeers that match the RPC sender's PeerID are recorded". The answer is an echo: some
-        implementations wait for one, none minds."""
-        if self.providers.is_crowded and not self._is_near(message.key):
-            return None
-        is_kept = False
-        for provider in message.providers:
-            if provider.peer == peer:
-                is_kept = self.providers.add(message.key, provider, now=now)
-        return KadMessage(kind=Kind.ADD_PROVIDER, key=message.key) if is_kept else None
-
-    def _is_near(self, key: bytes) -> bool:
-        """Are we among the 2k nodes that we know to be nearest to the key? Else it is not ours to keep."""
-        target = kad_id(key)
-        count = 2 * self._settings.replication
-        closest = self.table.closest(target, count)
-        return len(closest) < count or kad_id(self._me) ^ target < closest[-1].id ^ target
-
-    def _closer(self, key: bytes, asker: bytes) -> tuple[KadPeer, ...]:
-        count = self._settings.replication
-        entries = self.table.closest(kad_id(key), count + 1)
-        return tuple([_public(entry) for entry in entries if entry.peer != asker][:count])
-
     # --- operations ----------------------------------------------------------------------------------------
 
-    def _lookup(self, key: bytes) -> Lookup:
+    def _lookup(self, key: bytes, *, now: int) -> Lookup:
         if len(self._operations) >= self._settings.lookups_max:
             raise TooManyOperations(f"{len(self._operations)} lookups are running")
-        seeds = [_public(entry) for entry in self.table.closest(kad_id(key), self._settings.replication)]
-        return Lookup(key, me=self._me, seeds=seeds, settings=self._settings, groups_of=self._groups_of)
+        seeds = [public(entry) for entry in self.table.closest(kad_id(key), self._settings.replication)]
+        return Lookup(
+            key,
+            me=self._me,
+            seeds=seeds,
+            settings=self._settings,
+            groups_of=self._groups_of,
+            avoid=self.offences.banned(now=now),
+        )
 
     def _start(self, operation: Operation, *, now: int) -> tuple[int, list[Effect]]:
         operation_id = self._take_id()
@@ -297,18 +272,27 @@ class KadNode:
     def _ask(self, operation_id: int | None, peer: KadPeer, message: KadMessage, *, now: int) -> Ask:
         request_id = self._take_id()
         deadline = now + int(self._settings.request_timeout_s * NANOSECONDS)
-        self._requests[request_id] = _Request(operation_id, peer, message.kind, deadline)
+        self._requests[request_id] = _Request(operation_id, peer, message.kind, message.key, deadline)
         return Ask(request_id, peer, message)
 
     def _continue(self, request: _Request, message: KadMessage | None, *, now: int) -> list[Effect]:
-        if request.operation_id is None or request.operation_id not in self._operations:
-            return []
-        operation, _ = self._operations[request.operation_id]
-        if message is None:
-            operation.failed(request.peer)
-        else:
-            operation.answered(request.peer, message)
-        return self._advance(request.operation_id, now=now)
+        operation_id = request.operation_id
+        operation = None if operation_id is None else self._operations.get(operation_id, (None, 0))[0]
+        is_honest = True
+        if operation is not None:
+            if message is None:
+                operation.failed(request.peer)
+            else:
+                is_honest = operation.answered(request.peer, message)
+        if not is_honest:
+            self._blame(request.peer.peer, now=now)
+        elif message is not None and not self.offences.is_banned(request.peer.peer, now=now):
+            self.table.heard(request.peer.peer, request.peer.addresses, now=now)
+        return [] if operation_id is None or operation is None else self._advance(operation_id, now=now)
+
+    def _blame(self, peer: bytes, *, now: int) -> None:
+        if self.offences.count(peer, now=now):
+            self.table.remove(peer)
 
     def _take_id(self) -> int:
         self._next_id += 1
@@ -329,7 +313,7 @@ class KadNode:
 
     def _check_liveness(self, *, now: int) -> list[Effect]:
         question = KadMessage(kind=Kind.FIND_NODE, key=self._me)
-        return [self._ask(None, _public(entry), question, now=now) for entry in self.table.due_for_check(now=now)]
+        return [self._ask(None, public(entry), question, now=now) for entry in self.table.due_for_check(now=now)]
 
     def _republish(self, *, now: int) -> list[Effect]:
         effects: list[Effect] = []
@@ -357,5 +341,11 @@ class KadNode:
         return effects
 
 
-def _public(entry: Entry) -> KadPeer:
-    return KadPeer(entry.peer, entry.addresses)
+def _fits(message: KadMessage, request: _Request) -> bool:
+    """Is it an answer to this question, and are the peers in it peers at all? Some implementations leave out the
+    key. What becomes of a record is the operation's to say."""
+    return (
+        message.kind is request.kind
+        and message.key in (request.key, b"")
+        and all(is_multihash(known.peer) for known in (*message.closer, *message.providers))
+    )

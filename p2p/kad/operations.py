@@ -64,8 +64,10 @@ class Operation:
         question = self.question()
         return [(peer, question) for peer in self.lookup.next_peers()]
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> None:
+    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
+        """False when it is an answer that no honest peer gives."""
         self.lookup.answered(peer.peer, message.closer)
+        return True
 
     def failed(self, peer: KadPeer) -> None:
         self.lookup.failed(peer.peer)
@@ -85,13 +87,14 @@ class FindPeer(Operation):
         super().__init__(lookup, count=count)
         self._found: KadPeer | None = None
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> None:
+    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
         super().answered(peer, message)
         for known in message.closer:
             if known.peer == self.lookup.key and known.addresses:
                 self._found = known
                 self.lookup.stop()
-                return
+                break
+        return True
 
     def result(self) -> Result:
         return PeerFound(self._found)
@@ -110,10 +113,11 @@ class FindProviders(Operation):
     def question(self) -> KadMessage:
         return KadMessage(kind=Kind.GET_PROVIDERS, key=self.lookup.key)
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> None:
+    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
         super().answered(peer, message)
         self._asked += 1
         self._collect(message.providers)
+        return True
 
     def _collect(self, providers: tuple[KadPeer, ...]) -> None:
         for provider in providers:
@@ -147,12 +151,18 @@ class _Tell(Operation):
             return [(peer, self._message) for peer in closest]
         return []
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> None:
+    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
         if self._waiting is None:
-            super().answered(peer, message)
-        elif peer.peer in self._waiting:
+            return super().answered(peer, message)
+        if peer.peer in self._waiting:
             del self._waiting[peer.peer]
+            if not self._has_taken(message):
+                return False
             self._told += 1
+        return True
+
+    def _has_taken(self, message: KadMessage) -> bool:
+        return True
 
     def failed(self, peer: KadPeer) -> None:
         if self._waiting is None:
@@ -179,6 +189,10 @@ class PutValue(_Tell):
         message = KadMessage(kind=Kind.PUT_VALUE, key=lookup.key, record=Record(lookup.key, value))
         super().__init__(lookup, count=count, message=message)
 
+    def _has_taken(self, message: KadMessage) -> bool:
+        """The answer repeats the record; some implementations leave it out."""
+        return message.record is None or message.record == self._message.record
+
     def result(self) -> Result:
         return ValuePut(self._told)
 
@@ -199,16 +213,16 @@ class GetValue(Operation):
     def question(self) -> KadMessage:
         return KadMessage(kind=Kind.GET_VALUE, key=self.lookup.key)
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> None:
+    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
         if self._has_corrected:
-            return
+            return True
         super().answered(peer, message)
         if message.record is None:
-            return
+            return True
         try:
             self._store.validate(self.lookup.key, message.record)
         except RecordInvalid:
-            return  # counts as no answer
+            return False  # counts as no value; validators are pure, so whoever kept it never asked one
         value = message.record.value
         self._responses += 1
         if self._best is None or self._store.better(self.lookup.key, self._best, value):
@@ -221,6 +235,7 @@ class GetValue(Operation):
             self._outdated.append(peer)
         if self._responses >= self._quorum:
             self.lookup.stop()
+        return True
 
     def next_asks(self) -> list[tuple[KadPeer, KadMessage]]:
         if not self.lookup.is_over:

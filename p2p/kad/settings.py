@@ -40,6 +40,11 @@ class KadSettings:
     providers_kept_max: int = 50_000  # records, about 0.5 KB each
     own_keys_max: int = 4_096
 
+    offences_max: int = 3  # answers that no honest peer gives, within
+    offence_memory_s: float = 600.0
+    ban_s: float = 600.0  # then so long neither in the table nor asked
+    offenders_max: int = 1_024  # of whom a count or a ban is kept
+
     values_ttl_s: float = 36 * 3600.0
     values_max: int = 1_000
     value_bytes_max: int = 8 * 1024

@@ -98,17 +98,17 @@ class RoutingTable:
     def failed(self, peer: bytes) -> None:
         """The peer did not answer. After some failures in a row its place goes to a replacement."""
         entry = self._entries.get(peer)
-        if entry is None:
-            for waiting in self._replacements.values():
-                waiting.pop(peer, None)
-            return
-        entry.failures += 1
-        if entry.failures >= self._settings.failures_max:
+        if entry is not None:
+            entry.failures += 1
+        if entry is None or entry.failures >= self._settings.failures_max:
             self.remove(peer)
 
     def remove(self, peer: bytes) -> None:
+        """Also from those that wait for a place."""
         entry = self._entries.pop(peer, None)
         if entry is None:
+            for waiting in self._replacements.values():
+                waiting.pop(peer, None)
             return
         prefix = self._prefix(entry.id)
         del self._buckets[prefix][peer]

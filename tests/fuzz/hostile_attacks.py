@@ -22,6 +22,7 @@ from p2p.framing import encode_frame
 from p2p.gossip import Rpc, encode_rpc
 from p2p.gossip.messages import Prune, new_message, with_signature
 from p2p.identity import peer_id_of_seed, peer_id_to_bytes
+from p2p.kad import provider_key
 from p2p.kad.messages import KadMessage, KadPeer, Kind, encode_message
 from p2p.reach import AUTONAT, DCUTR, HOP, STOP, DialBack, HopKind, HopMessage, encode_dial_back, encode_hop
 from p2p.yamux.messages import ACK, DATA, FIN, HEADER, PING, RST, SYN, WINDOW_UPDATE
@@ -340,7 +341,7 @@ async def flood_of_subscriptions(enemy: Enemy) -> None:
 
 async def poison_for_the_dht(enemy: Enemy) -> None:
     def question() -> KadMessage:
-        key = enemy.random.randbytes(32)
+        key = provider_key(enemy.random.randbytes(32))
         liar = KadPeer(enemy.random.choice([enemy.id_bytes, enemy.random.randbytes(38)]), (b"\x04\x7f\x00\x00\x01",))
         kind = enemy.random.choice([Kind.ADD_PROVIDER, Kind.GET_PROVIDERS, Kind.FIND_NODE, Kind.PUT_VALUE])
         return KadMessage(kind=kind, key=key, providers=(liar,) * 20, closer=(liar,) * 20)

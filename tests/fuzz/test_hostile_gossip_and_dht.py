@@ -1,6 +1,7 @@
 """A node attacked by gossip and DHT peers: it lives, its memory is bounded, honest peers hear each other, and whoever
 attacks is scored down and disconnected. All attacks at once in the short form; some or all of them, again and again for
-half an hour, in the long one. What needs many networks (an eclipse from one /24) runs in virtual time.
+half an hour, in the long one, which is resumable (`long_form.py`). What needs many networks (an eclipse from one /24)
+runs in virtual time.
 """
 
 from __future__ import annotations
@@ -11,31 +12,29 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import trio
-from libp2p.custom_types import TProtocol
 
 import p2p
 import p2p.driver  # before any clock runs: importing libp2p takes seconds
-from p2p.driver.negotiate import propose
-from p2p.framing import FrameReader, encode_frame
 from p2p.gossip import GossipSettings, Rpc
 from p2p.identity import peer_id_to_bytes
 from p2p.interface import Verdict
-from p2p.kad import KadMessage, KadPeer, KadSettings, Kind, ProvidersFound, Record, decode_message, encode_message
+from p2p.kad import KadMessage, KadPeer, KadSettings, Kind, ProvidersFound, Record, provider_key
 from p2p.kad.messages import kad_id
 from p2p.testing.contract.tools import eventually, key_of, settings
 from p2p.testing.virtual import VirtualNetwork, VirtualPeer
+from tests.fuzz.dht_liars import LIES, ask, dead_peers, honest_and_liars, under_liars
 from tests.fuzz.gossip_attacks import ATTACKS, TOPIC, Speak, attack
+from tests.fuzz.long_form import LongForm
 
 HONEST = 5
 HONEST_SHARE_MIN = 0.99
 MEMORY_BYTES_MAX = 96 << 20  # more than before: attackers, attacked and garbage not yet collected, in one process
 ATTACK_S = 90.0  # for all attackers to be thrown out: ten seconds on an idle machine
-LONG_S = 1800.0
-KAD = p2p.NodeSettings().kad_prefix
 
 
 def memory_bytes() -> int:
@@ -47,16 +46,23 @@ def judge(forwarder: str, data: bytes) -> Verdict:
     return Verdict.REJECT if data.startswith(b"refuse me") else Verdict.ACCEPT
 
 
-async def under_attack(attacks: Sequence[Speak], *, seed: int) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suffered:
+    messages: int
+    lost_percent: float
+    grown_mib: int
+
+
+async def under_attack(attacks: Sequence[Speak], *, seed: int) -> Suffered:
     async with AsyncExitStack() as stack:
         nodes: list[Any] = []
         for number in range(HONEST):
             key = key_of(f"honest {seed} {number}")
             nodes.append(await stack.enter_async_context(p2p.open_node(settings(), key=key)))
-        await attacked(nodes, attacks, seed=seed)
+        return await attacked(nodes, attacks, seed=seed)
 
 
-async def attacked(nodes: list[Any], attacks: Sequence[Speak], *, seed: int) -> None:
+async def attacked(nodes: list[Any], attacks: Sequence[Speak], *, seed: int) -> Suffered:
     async with trio.open_nursery() as nursery:
         heard: list[set[bytes]] = [set() for _ in nodes]
 
@@ -127,8 +133,10 @@ async def attacked(nodes: list[Any], attacks: Sequence[Speak], *, seed: int) -> 
         assert all(router.score(peer) >= 0 for peer in honest), "no honest peer is blamed"
         assert not [got for got in heard if any(data.startswith(b"refuse me") for data in got)]
         assert victim.statistics().dials == dials, "nobody is dialled because an attacker said so"
-        assert memory_bytes() - before < MEMORY_BYTES_MAX
+        grown = memory_bytes() - before
+        assert grown < MEMORY_BYTES_MAX
         nursery.cancel_scope.cancel()
+    return Suffered(messages=len(sent), lost_percent=100 * (1 - share), grown_mib=grown >> 20)
 
 
 def test_all_gossip_attacks_at_once_end_with_every_attacker_thrown_out_and_everybody_heard() -> None:
@@ -136,72 +144,37 @@ def test_all_gossip_attacks_at_once_end_with_every_attacker_thrown_out_and_every
 
 
 @pytest.mark.long
-def test_gossip_attacks_alone_and_together_for_half_an_hour() -> None:
-    until = time.monotonic() + float(os.environ.get("COCOON_LONG_S", LONG_S))
-    seed = 100
-    while time.monotonic() < until:
-        rng = random.Random(seed)
-        chosen = rng.sample(ATTACKS, rng.choice((1, 1, 2, 5, len(ATTACKS))))
-        trio.run(lambda chosen=chosen, seed=seed: under_attack(chosen, seed=seed))
-        seed += 1
-    print(f"{seed - 100} rounds")
+def test_attacks_on_gossip_and_lies_in_the_dht_for_half_an_hour() -> None:
+    form = LongForm("hostile gossip and DHT peers")
+    while form.is_due:
+        with form.round() as number:
+            seed = 100 + number
+            rng = random.Random(seed)
+            if number % 3 == 2:
+                lies = rng.sample(LIES, rng.choice((1, 2, 4)))
+                form.count(lookups=trio.run(lambda lies=lies, seed=seed: under_liars(lies, seed=seed)))
+            else:
+                chosen = rng.sample(ATTACKS, rng.choice((1, 1, 2, 5, len(ATTACKS))))
+                suffered = trio.run(lambda chosen=chosen, seed=seed: under_attack(chosen, seed=seed))
+                form.count(attacks=len(chosen), messages=suffered.messages)
+                form.note(lost_percent=suffered.lost_percent, grown_mib=suffered.grown_mib)
+        form.note(resident_mib=memory_bytes() >> 20)
+    print(form)
 
 
 # --- the DHT -------------------------------------------------------------------------------------------------
 
 
-async def ask(node: Any, target: Any, *questions: KadMessage) -> list[KadMessage]:
-    """Raw questions on one stream; the answers until it ends."""
-    addresses = [p2p.addresses.parse_address(text).without_peer for text in target.addresses()]
-    answers: list[KadMessage] = []
-    stream = None
-    try:
-        connection = await node.host.get_network().dial(target.host.get_id(), addresses)
-        stream = await connection.muxed_conn.open_stream()
-        await propose(stream, KAD)
-        reader = FrameReader(frame_bytes_max=1 << 17)
-        for question in questions:
-            await stream.write(encode_frame(encode_message(question)))
-            while (frame := reader.next_frame()) is None:
-                reader.feed(await stream.read(1 << 16))
-            answers.append(decode_message(frame))
-    except Exception:  # the stream was reset, or we were thrown out
-        pass
-    if stream is not None:
-        await stream.reset()
-    return answers
-
-
-async def poison(stream: Any) -> None:
-    """Answers every question with twenty peers that do not exist, and itself as the provider of everything."""
-    reader = FrameReader(frame_bytes_max=1 << 17)
-    rng = random.Random(0)
-    while True:
-        reader.feed(await stream.muxed_stream.read(1 << 16))
-        while (frame := reader.next_frame()) is not None:
-            question = decode_message(frame)
-            dead = b"\x04\x7f\x00\x00\x01\x06\x00\x01"  # a closed port
-            closer = tuple(KadPeer(bytes.fromhex("002408011220") + rng.randbytes(32), (dead,)) for _ in range(20))
-            answer = KadMessage(kind=question.kind, key=question.key, closer=closer)
-            await stream.muxed_stream.write(encode_frame(encode_message(answer)))
+def test_who_lies_in_the_dht_hides_nothing_and_is_not_asked_again() -> None:
+    """Garbage, answers to other questions, peers that are none, records that no validator takes."""
+    trio.run(lambda: under_liars(LIES, seed=1))
 
 
 def test_liars_in_the_dht_neither_hide_a_provider_nor_fill_stores_and_tables() -> None:
     async def main() -> None:
         async with AsyncExitStack() as stack:
-            first = await stack.enter_async_context(p2p.open_node(settings(), key=key_of("dht first")))
-            honest: list[Any] = [first]
-            for number in range(6):
-                node = await stack.enter_async_context(p2p.open_node(settings(first), key=key_of(f"dht {number}")))
-                honest.append(node)
-            liars: list[Any] = []
-            for number in range(2):
-                liar = await stack.enter_async_context(p2p.open_node(settings(first), key=key_of(f"liar {number}")))
-                liar.host.set_stream_handler(TProtocol(KAD), poison)
-                liars.append(liar)
-            for node in (*honest[1:], *liars):
-                await node.wait_connected(timeout_s=20)
-            await trio.sleep(1)
+            honest, lying = await honest_and_liars(stack, [dead_peers], seed=0)
+            liars = [liar for _, liar, _ in lying]
             before = memory_bytes()
             key = hashlib.sha256(b"a model").digest()
             await honest[1].provide(key)
@@ -213,7 +186,8 @@ def test_liars_in_the_dht_neither_hide_a_provider_nor_fill_stores_and_tables() -
 
             victim, liar = honest[0], liars[0]
             foreign = KadPeer(peer_id_to_bytes(honest[3].peer), (b"\x04\x7f\x00\x00\x01\x06\x00\x01",))
-            question = KadMessage(kind=Kind.ADD_PROVIDER, key=hashlib.sha256(b"other").digest(), providers=(foreign,))
+            key_of_other = provider_key(hashlib.sha256(b"other").digest())
+            question = KadMessage(kind=Kind.ADD_PROVIDER, key=key_of_other, providers=(foreign,))
             assert await ask(liar, victim, question) == [], "a record of another peer is refused"
             assert victim.dht.node.providers.get(question.key, now=0) == []
 
@@ -222,12 +196,12 @@ def test_liars_in_the_dht_neither_hide_a_provider_nor_fill_stores_and_tables() -
                 many = [
                     KadMessage(
                         kind=Kind.ADD_PROVIDER,
-                        key=hashlib.sha256(b"%d %d" % (turn, number)).digest(),
+                        key=provider_key(hashlib.sha256(b"%d %d" % (turn, number)).digest()),
                         providers=(ourselves,),
                     )
                     for number in range(200)
                 ]
-                await ask(liar, victim, *many)
+                assert [answer.kind for answer in await ask(liar, victim, *many)] == [Kind.PING]
             limits = victim.dht.node.settings
             assert len(victim.dht.node.providers) <= limits.keys_per_provider_max + 1
             value = KadMessage(kind=Kind.PUT_VALUE, key=b"/none/x", record=Record(b"/none/x", bytes(8000)))
@@ -244,6 +218,9 @@ def test_liars_in_the_dht_neither_hide_a_provider_nor_fill_stores_and_tables() -
                 return all(c.opened_at > started for c in victim.connections() if c.peer == liar.peer)
 
             await eventually(is_thrown_out, "the liar is thrown out")
+            await liar.connect(victim.peer, victim.addresses())
+            await trio.sleep(0.5)  # for identify
+            assert peer_id_to_bytes(liar.peer) not in victim.dht.node.table, "nor does it come back into the table"
             assert {node.peer for node in honest[1:]} <= {c.peer for c in victim.connections()}
 
     trio.run(main)

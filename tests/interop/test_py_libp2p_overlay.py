@@ -30,6 +30,7 @@ with warnings.catch_warnings():
     from multiaddr import Multiaddr
 
 from p2p.gossip import RpcDecoder, id_of_whole_message
+from p2p.kad import provider_key
 from p2p.testing.contract.tools import accept_all, eventually, key_of, settings
 
 LISTEN = [Multiaddr("/ip4/127.0.0.1/tcp/0")]
@@ -197,7 +198,7 @@ def test_provider_records_and_peers_are_found_both_ways_through_a_stock_dht() ->
             assert found.peer == one.peer
             info = await two.find_peer(one.peer)
             assert info.addresses == (one.addresses()[0].split("/p2p/")[0],)
-            stored = dht.provider_store.get_providers(key)
+            stored = dht.provider_store.get_providers(provider_key(key))
             assert [str(provider.peer_id) for provider in stored] == [one.peer], "the stock peer keeps it"
 
     run(check)
@@ -214,8 +215,8 @@ def test_a_stock_dht_provides_and_finds_through_us() -> None:
             for host, dht in ((first, first_dht), (second, second_dht)):
                 await host.connect(info_from_p2p_addr(Multiaddr(node.addresses()[0])))
                 await dht.add_peer(ID.from_base58(node.peer))
-            assert await first_dht.provider_store.provide(key)
-            found = await second_dht.provider_store.find_providers(key)
+            assert await first_dht.provider_store.provide(provider_key(key))
+            found = await second_dht.provider_store.find_providers(provider_key(key))
             assert {str(provider.peer_id) for provider in found} == {str(first.get_id())}
             ours = await node.find_providers(key, count_max=5)
             assert [provider.peer for provider in ours] == [str(first.get_id())]

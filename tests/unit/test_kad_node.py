@@ -25,17 +25,20 @@ from p2p.kad import (
     ProvidersFound,
     Record,
     RecordInvalid,
+    Refuse,
     Result,
     Send,
     TooManyOperations,
     ValueFound,
     ValuePut,
     no_groups,
+    provider_key,
 )
 from p2p.kad.messages import kad_id
 
 SECOND = 1_000_000_000
-KEY = b"a key of 32 bytes, by its length"
+DIGEST = b"a key of 32 bytes, by its length"
+KEY = provider_key(DIGEST)
 
 
 def peer_id(number: int) -> bytes:
@@ -120,9 +123,13 @@ class Network:
         if other in self.liars:
             reply = self.liars[other](other, peer_id(number), ask.message)
         elif other < len(self.nodes) and other not in self.dead:
-            for effect in self.nodes[other].receive(peer_id(number), ask.message, now=self.now):
-                assert isinstance(effect, Send)
-                reply = effect.message
+            effects = self.nodes[other].receive(peer_id(number), ask.message, now=self.now)
+            if not ask.has_answer:
+                assert all(isinstance(effect, Refuse) for effect in effects)
+                return node.delivered(ask.request_id, now=self.now)
+            for effect in effects:
+                if isinstance(effect, Send):
+                    reply = effect.message
         if reply is None:
             return node.failed(ask.request_id, now=self.now)
         return node.answered(ask.request_id, reply, now=self.now)
@@ -176,10 +183,10 @@ def test_a_peer_that_does_not_exist_is_not_found(city: Network) -> None:
 
 def test_providers_are_told_to_the_closest_and_found_from_anywhere(city: Network) -> None:
     """Content routing."""
-    told = city.run(5, city.nodes[5].provide(KEY, now=city.now))
+    told = city.run(5, city.nodes[5].provide(DIGEST, now=city.now))
     assert told == Provided(20)
-    city.run(6, city.nodes[6].provide(KEY, now=city.now))
-    found = city.run(100, city.nodes[100].find_providers(KEY, count_max=10, now=city.now))
+    city.run(6, city.nodes[6].provide(DIGEST, now=city.now))
+    found = city.run(100, city.nodes[100].find_providers(DIGEST, count_max=10, now=city.now))
     assert isinstance(found, ProvidersFound)
     assert set(found.providers) == {KadPeer(peer_id(n), address(n)) for n in (5, 6)}
 
@@ -231,7 +238,7 @@ def test_invalid_values_and_unknown_namespaces_are_refused_and_keep_nothing() ->
     node = network.nodes[0]
     for key, value in ((b"/v/x", b"bad"), (b"/other/x", b"good:1"), (b"x", b"good:1"), (b"/v", b"good:1")):
         request = KadMessage(kind=Kind.PUT_VALUE, key=key, record=Record(key, value))
-        assert node.receive(peer_id(1), request, now=0) == []
+        assert node.receive(peer_id(1), request, now=0) == [Refuse(peer_id(1))]
         with pytest.raises(RecordInvalid):
             node.put_value(key, value, now=0)
     assert len(node.values) == 0
@@ -240,7 +247,7 @@ def test_invalid_values_and_unknown_namespaces_are_refused_and_keep_nothing() ->
 def test_a_record_under_another_key_is_refused() -> None:
     node = Network(1).nodes[0]
     request = KadMessage(kind=Kind.PUT_VALUE, key=b"/v/a", record=Record(b"/v/b", b"good:1"))
-    assert node.receive(peer_id(1), request, now=0) == []
+    assert node.receive(peer_id(1), request, now=0) == [Refuse(peer_id(1))]
 
 
 def test_an_older_value_does_not_replace_a_newer_one() -> None:
@@ -268,7 +275,7 @@ def test_provider_records_expire_after_a_day() -> None:
     """Content routing: "should expire, by default, after 24 hours"."""
     network = Network(2)
     network.meet(0, 1)
-    network.run(0, network.nodes[0].provide(KEY, now=network.now))
+    network.run(0, network.nodes[0].provide(DIGEST, now=network.now))
     network.pass_time(24 * 3600 - 60)
     assert len(network.nodes[1].providers) == 1
     network.pass_time(120)
@@ -279,10 +286,10 @@ def test_kept_keys_are_announced_again_and_dropped_keys_are_not() -> None:
     """Content routing; ours: republish."""
     network = Network(2, settings=KadSettings(republish_s=1200, providers_ttl_s=2400))
     network.meet(0, 1)
-    network.run(0, network.nodes[0].provide(KEY, now=network.now, keep=True))
+    network.run(0, network.nodes[0].provide(DIGEST, now=network.now, keep=True))
     network.pass_time(7200)
     assert len(network.nodes[1].providers) == 1
-    network.nodes[0].stop_providing(KEY)
+    network.nodes[0].stop_providing(DIGEST)
     network.pass_time(4800)
     assert len(network.nodes[1].providers) == 0
 
@@ -290,7 +297,7 @@ def test_kept_keys_are_announced_again_and_dropped_keys_are_not() -> None:
 def test_one_provider_cannot_fill_the_store() -> None:
     node = Network(1, settings=KadSettings(keys_per_provider_max=10)).nodes[0]
     for number in range(50):
-        key = number.to_bytes(32, "big")
+        key = provider_key(number.to_bytes(32, "big"))
         request = KadMessage(kind=Kind.ADD_PROVIDER, key=key, providers=(KadPeer(peer_id(1)),))
         node.receive(peer_id(1), request, now=0)
     assert len(node.providers) == 10
@@ -302,7 +309,7 @@ def test_many_providers_cannot_fill_the_store_or_push_others_out() -> None:
     first = KadMessage(kind=Kind.ADD_PROVIDER, key=KEY, providers=(KadPeer(peer_id(1)),))
     node.receive(peer_id(1), first, now=0)
     for number in range(2, 500):
-        key = (number % 20).to_bytes(32, "big")
+        key = provider_key((number % 20).to_bytes(32, "big"))
         request = KadMessage(kind=Kind.ADD_PROVIDER, key=key, providers=(KadPeer(peer_id(number)),))
         node.receive(peer_id(number), request, now=0)
     assert len(node.providers) <= 100
@@ -315,10 +322,11 @@ def test_a_crowded_node_keeps_only_keys_that_are_near_it(city: Network) -> None:
     try:
         kept = []
         for number in range(40):
-            key = number.to_bytes(32, "big")
+            key = provider_key(number.to_bytes(32, "big"))
             request = KadMessage(kind=Kind.ADD_PROVIDER, key=key, providers=(KadPeer(peer_id(1)),))
             near = peer_id(0) in closest_truth(city, key, 20)
-            kept.append((bool(node.receive(peer_id(1), request, now=city.now)), near))
+            assert node.receive(peer_id(1), request, now=city.now) == [], "a full store is nobody's fault"
+            kept.append((bool(node.providers.get(key, now=city.now)), near))
         assert all(is_kept for is_kept, near in kept if near)
         assert not all(is_kept for is_kept, near in kept)
     finally:
@@ -332,9 +340,9 @@ def test_a_client_answers_nothing_and_still_finds() -> None:
     client = network.make(12, settings=KadSettings(is_server=False))
     network.nodes.append(client)
     network.meet(12, 3)
-    assert client.receive(peer_id(3), KadMessage(kind=Kind.PING), now=0) == []
-    network.run(5, network.nodes[5].provide(KEY, now=network.now))
-    found = network.run(12, client.find_providers(KEY, count_max=5, now=network.now))
+    assert client.receive(peer_id(3), KadMessage(kind=Kind.PING), now=0) == [Refuse(peer_id(3))]
+    network.run(5, network.nodes[5].provide(DIGEST, now=network.now))
+    found = network.run(12, client.find_providers(DIGEST, count_max=5, now=network.now))
     assert isinstance(found, ProvidersFound)
     assert [p.peer for p in found.providers] == [peer_id(5)]
     assert all(peer_id(12) not in node.table for node in network.nodes[:12])
@@ -352,8 +360,33 @@ def test_an_asker_is_not_told_of_itself() -> None:
 @pytest.mark.parametrize(
     "kind", [Kind.FIND_NODE, Kind.GET_VALUE, Kind.GET_PROVIDERS, Kind.ADD_PROVIDER, Kind.PUT_VALUE]
 )
-def test_a_request_without_a_key_gets_no_answer(kind: Kind) -> None:
-    assert Network(1).nodes[0].receive(peer_id(1), KadMessage(kind=kind), now=0) == []
+def test_a_request_without_a_key_gets_no_answer_and_counts_against_its_sender(kind: Kind) -> None:
+    refusal = Refuse(peer_id(1), is_hostile=True)
+    assert Network(1).nodes[0].receive(peer_id(1), KadMessage(kind=kind), now=0) == [refusal]
+
+
+@pytest.mark.parametrize("key", [DIGEST, KEY + b"x", KEY[:-1], b"\x12\x00", b"\x12", b"\x80" * 20])
+def test_a_provider_of_what_is_no_multihash_is_not_recorded(key: bytes) -> None:
+    """ADD_PROVIDER: "the target node verifies `key`"."""
+    node = Network(1).nodes[0]
+    request = KadMessage(kind=Kind.ADD_PROVIDER, key=key, providers=(KadPeer(peer_id(1)),))
+    assert node.receive(peer_id(1), request, now=0) == [Refuse(peer_id(1))]
+    assert len(node.providers) == 0
+
+
+def test_a_provider_record_is_told_where_its_multihash_lies_and_nobody_answers(city: Network) -> None:
+    """Content provider routing: the key, and so the distance, is that of the multihash."""
+    digest = b"lies" * 8
+    city.asked.clear()
+    city.run(5, city.nodes[5].provide(digest, now=city.now))
+    told = {peer_id(other) for _, other, kind in city.asked if kind is Kind.ADD_PROVIDER}
+    truth = [peer for peer in closest_truth(city, provider_key(digest), 21) if peer != peer_id(5)][:20]
+    assert len(told & set(truth)) >= 18
+    for peer in told:
+        holder = city.nodes[int.from_bytes(peer[6:], "big")]
+        request = KadMessage(kind=Kind.ADD_PROVIDER, key=provider_key(digest), providers=(KadPeer(peer_id(5)),))
+        assert holder.receive(peer_id(5), request, now=city.now) == []
+        assert [known.peer for known in holder.providers.get(provider_key(digest), now=city.now)] == [peer_id(5)]
 
 
 def test_a_ping_is_answered() -> None:
@@ -367,17 +400,17 @@ def test_a_ping_is_answered() -> None:
 
 def test_nobody_known_is_an_answer_at_once() -> None:
     network = Network(1)
-    assert network.run(0, network.nodes[0].find_providers(KEY, count_max=3, now=0)) == ProvidersFound((), 0)
-    assert network.run(0, network.nodes[0].provide(KEY, now=0)) == Provided(0)
+    assert network.run(0, network.nodes[0].find_providers(DIGEST, count_max=3, now=0)) == ProvidersFound((), 0)
+    assert network.run(0, network.nodes[0].provide(DIGEST, now=0)) == Provided(0)
 
 
 def test_a_lookup_survives_half_of_the_network_being_dead() -> None:
     network = Network(80)
     network.mingle(5)
     network.pass_time(40)
-    network.run(1, network.nodes[1].provide(KEY, now=network.now))
+    network.run(1, network.nodes[1].provide(DIGEST, now=network.now))
     network.dead = set(range(40, 80))
-    found = network.run(2, network.nodes[2].find_providers(KEY, count_max=1, now=network.now))
+    found = network.run(2, network.nodes[2].find_providers(DIGEST, count_max=1, now=network.now))
     assert isinstance(found, ProvidersFound)
     assert [p.peer for p in found.providers] == [peer_id(1)]
 
@@ -404,12 +437,12 @@ def test_a_tenth_of_liars_does_not_hide_the_providers_and_lookups_stay_bounded()
     network = Network(100)
     network.mingle(6)
     network.pass_time(40)
-    network.run(1, network.nodes[1].provide(KEY, now=network.now))
+    network.run(1, network.nodes[1].provide(DIGEST, now=network.now))
     network.liars = {number: poison(500) for number in range(10, 20)}
     hits = 0
     for asker in range(30, 60):
         network.asked.clear()
-        found = network.run(asker, network.nodes[asker].find_providers(KEY, count_max=1, now=network.now))
+        found = network.run(asker, network.nodes[asker].find_providers(DIGEST, count_max=1, now=network.now))
         assert isinstance(found, ProvidersFound)
         hits += bool(found.providers)
         assert len(network.asked) <= 120
@@ -546,7 +579,147 @@ def test_the_same_seed_gives_the_same_questions() -> None:
         network = Network(40)
         network.mingle(3)
         network.pass_time(60)
-        network.run(1, network.nodes[1].provide(KEY, now=network.now))
+        network.run(1, network.nodes[1].provide(DIGEST, now=network.now))
         return network.asked
 
     assert trace() == trace()
+
+
+# --- offences ------------------------------------------------------------------------------------------------
+
+
+def garbage(liar: int, asker: bytes, message: KadMessage) -> KadMessage:
+    return KadMessage(kind=Kind.PING)
+
+
+def another_question(liar: int, asker: bytes, message: KadMessage) -> KadMessage:
+    return KadMessage(kind=message.kind, key=message.key + b"!")
+
+
+def no_peers(liar: int, asker: bytes, message: KadMessage) -> KadMessage:
+    return KadMessage(kind=message.kind, key=message.key, closer=(KadPeer(b"no peer id"),))
+
+
+def false_record(liar: int, asker: bytes, message: KadMessage) -> KadMessage:
+    record = Record(message.key, b"bad") if message.kind is Kind.GET_VALUE else None
+    return KadMessage(kind=message.kind, key=message.key, record=record)
+
+
+def record_of_another_key(liar: int, asker: bytes, message: KadMessage) -> KadMessage:
+    record = Record(b"/v/other", b"good:9") if message.kind is Kind.GET_VALUE else None
+    return KadMessage(kind=message.kind, key=message.key, record=record)
+
+
+def another_record_than_it_was_told(liar: int, asker: bytes, message: KadMessage) -> KadMessage:
+    record = Record(message.key, b"good:9") if message.kind is Kind.PUT_VALUE else None
+    return KadMessage(kind=message.kind, key=message.key, record=record)
+
+
+LIES: list[Liar] = [
+    garbage,
+    another_question,
+    no_peers,
+    false_record,
+    record_of_another_key,
+    another_record_than_it_was_told,
+]
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_who_answers_what_no_honest_peer_does_is_out_of_the_table_for_ten_minutes(lie: Liar) -> None:
+    """Ours: offences. One may be an accident; the third within ten minutes is not."""
+    network = Network(5)
+    for other in (1, 2, 3, 4):
+        network.meet(0, other)
+        if other > 1:
+            network.meet(1, other)
+    node, liar = network.nodes[0], peer_id(2)
+    network.liars = {2: lie}
+    for turn in range(3):
+        assert node.offences.is_banned(liar, now=network.now) == (node.offences.counted >= 3)
+        network.run(0, node.put_value(b"/v/x", b"good:%d" % (turn + 10), now=network.now))
+        found = network.run(0, node.get_value(b"/v/x", now=network.now))
+        assert isinstance(found, ValueFound)
+        assert found.value == b"good:%d" % (turn + 10)
+        if liar not in node.table:  # failures cost its place sooner; it comes back as it likes
+            network.meet(0, 2)
+    assert node.offences.is_banned(liar, now=network.now)
+    assert liar not in node.table
+    assert node.offences.banned(now=network.now) == {liar}, "nobody else is blamed"
+
+    network.asked.clear()
+    network.meet(0, 2)
+    network.run(0, node.find_closest(KEY, now=network.now))
+    assert liar not in node.table
+    assert 2 not in {other for _, other, _ in network.asked}, "it is not asked, although others name it"
+    assert len(network.asked) == 3
+
+    network.liars = {}
+    network.pass_time(11 * 60)
+    assert not node.offences.is_banned(liar, now=network.now)
+    network.meet(0, 2)
+    assert liar in node.table, "for a time, and not for ever"
+
+
+def test_offences_far_apart_are_forgiven() -> None:
+    network = Network(2, settings=KadSettings(refresh_interval_empty_s=1e6, liveness_interval_s=1e6))
+    network.meet(0, 1)
+    network.pass_time(60)
+    network.liars = {1: garbage}
+    for _ in range(5):
+        network.run(0, network.nodes[0].find_closest(KEY, now=network.now))
+        network.pass_time(11 * 60)
+        network.meet(0, 1)
+    assert network.nodes[0].offences.counted >= 5
+    assert network.nodes[0].offences.bans == 0
+
+
+def test_dead_peers_and_late_records_are_nobodys_offence() -> None:
+    network = Network(80)
+    network.mingle(5)
+    network.dead = set(range(40, 80))
+    network.pass_time(1200)
+    for number in range(5):
+        network.run(number, network.nodes[number].put_value(b"/v/x", b"good:%d" % number, now=network.now))
+        network.run(30, network.nodes[30].get_value(b"/v/x", now=network.now))
+    assert [node.offences.counted for node in network.nodes] == [0] * 80
+
+
+def test_what_is_kept_of_offenders_is_bounded() -> None:
+    settings = KadSettings(offenders_max=50)
+    node = Network(1, settings=settings).nodes[0]
+    for number in range(500):
+        for _ in range(1 if number % 2 else 3):
+            node.offences.count(peer_id(number), now=number)
+    assert len(node.offences._counts) <= 50
+    assert len(node.offences._banned) <= 50
+    assert node.offences.is_banned(peer_id(498), now=500)
+    node.offences.expire(now=3600 * SECOND)
+    assert not node.offences._counts
+    assert not node.offences._banned
+
+
+def test_a_banned_peer_gives_its_place_to_one_that_waits() -> None:
+    node = Network(1, settings=KadSettings(replication=2)).nodes[0]
+    far = [n for n in range(1, 200) if (kad_id(peer_id(n)) ^ kad_id(peer_id(0))).bit_length() == 256][:3]
+    for number in far:
+        node.peer_changed(peer_id(number), connected=True, is_server=True, addresses=address(number), now=0)
+    node.ban(peer_id(far[0]), now=0)
+    assert {entry.peer for entry in node.table} == {peer_id(far[1]), peer_id(far[2])}
+
+
+def test_a_fifth_of_the_network_that_lies_about_values_hides_none_and_is_sorted_out() -> None:
+    network = Network(100)
+    network.mingle(6)
+    network.pass_time(40)
+    network.run(1, network.nodes[1].put_value(b"/v/x", b"good:1", now=network.now))
+    network.liars = dict.fromkeys(range(10, 30), false_record)
+    asker = network.nodes[50]
+    for _ in range(12):
+        found = network.run(50, asker.get_value(b"/v/x", now=network.now))
+        assert isinstance(found, ValueFound)
+        assert found.value == b"good:1"
+    banned = asker.offences.banned(now=network.now)
+    assert banned
+    assert banned <= {peer_id(number) for number in range(10, 30)}
+    assert not banned & {entry.peer for entry in asker.table}

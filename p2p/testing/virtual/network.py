@@ -222,6 +222,8 @@ class VirtualNetwork:
 
     def _deliver_question(self, source: VirtualPeer, target: VirtualPeer, ask: Ask, limit: int) -> None:
         answer = target.on_question(source.peer, ask.message) if target.is_up else None
+        if target.is_up and not ask.has_answer:
+            answer = KadMessage(kind=ask.message.kind, key=ask.message.key)  # it was delivered, and that is all
         self.reschedule(target)
         self.note(b"ask", source.peer, target.peer, b"%d" % ask.message.kind)
         size = 0 if answer is None else message_bytes(answer)

@@ -50,8 +50,15 @@ function messageId (message) {
   return new Uint8Array(digest.digest())
 }
 
-// A key of ours is 32 raw bytes; js provides and finds by CID, of which only the multihash goes over the wire.
+// js provides and finds by CID, of which only the multihash goes over the wire; a key of ours is its digest.
 const cidOf = (key) => CID.createV1(raw.code, Digest.decode(bytesOf(key)))
+
+// Values under /cocoontest/ are decimal numbers, and the largest is the newest. As in the test on our side.
+const numberOf = (bytes) => {
+  const digits = text(bytes)
+  if (!/^[0-9]{1,15}$/.test(digits)) throw new Error('not a number')
+  return Number(digits)
+}
 
 const services = {
   identify: identify(),
@@ -69,8 +76,8 @@ const services = {
     clientMode: settings.kadClient === true,
     peerInfoMapper: passthroughMapper,
     allowQueryWithZeroPeers: true,
-    validators: { cocoon: async () => {} },
-    selectors: { cocoon: () => 0 }
+    validators: { cocoontest: async (key, value) => { numberOf(value) } },
+    selectors: { cocoontest: (key, values) => values.map(numberOf).reduce((best, n, i, all) => n > all[best] ? i : best, 0) }
   })
 }
 if (settings.relay === true) {
