@@ -1,0 +1,112 @@
+"""What happens by itself: messages are published, nodes come and go, and in a replay connections and meshes change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sim.fast import state
+from sim.fast.jit import njit
+from sim.fast.links import add, dial_some, drop_row, find, join, leave, remove, send_message, send_news
+from sim.fast.state import Int64, Model
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """PUBLISH a: node, b: message, x: bytes · UP, DOWN a · CONNECT a dials b, x, y: ticks there and back ·
+    DISCONNECT a, b · MESH_ON, MESH_OFF: b in a's mesh. Messages are numbered from 0 in order of time."""
+
+    at: int
+    kind: int
+    a: int
+    b: int = 0
+    x: int = 0
+    y: int = 0
+
+
+def script_of(operations: list[Operation]) -> Int64:
+    """In order of time; operations at one instant keep their order."""
+    ordered = sorted(operations, key=lambda operation: operation.at)
+    columns = [(o.at, o.kind, o.a, o.b, o.x, o.y) for o in ordered]
+    return np.array(columns, np.int64).reshape(-1, state.SCRIPT_COLUMNS)
+
+
+@njit
+def forget(model: Model, slot: int) -> None:
+    """A message slot is taken anew."""
+    model.seen[:, slot] = 0
+    marks = model.marks
+    if marks.shape[1] > state.MASK_HIGH:
+        column = state.MASK_LOW if slot & 32 == 0 else state.MASK_HIGH
+        for index in range(len(marks)):
+            marks[index, column] &= ~(1 << (slot & 31))
+
+
+@njit
+def publish(model: Model, node: int, number: int, size: int, now: int) -> None:
+    core, messages, nodes = model.core, model.messages, model.nodes
+    slot = number % len(messages)
+    core[state.NEWEST] = number
+    if messages[slot, state.NUMBER] >= 0:
+        forget(model, slot)
+    messages[slot, state.NUMBER] = number
+    messages[slot, state.SOURCE] = node
+    messages[slot, state.AT] = now
+    messages[slot, state.SIZE] = size
+    if not nodes[node, state.ALIVE]:
+        return
+    core[state.PUBLISHED] += 1
+    core[state.EXPECTED] += core[state.ALIVE_COUNT] - 1
+    model.seen[node, slot] = now
+    first = int(nodes[node, state.START])
+    count = nodes[node, state.COUNT] if core[state.FLOOD_PUBLISH] else nodes[node, state.MESH]
+    for each in range(first, first + count):
+        send_message(model, node, each, state.MESSAGE, slot, now)
+
+
+@njit
+def go_up(model: Model, node: int, now: int) -> None:
+    core, nodes = model.core, model.nodes
+    if nodes[node, state.ALIVE]:
+        return
+    nodes[node, state.ALIVE] = 1
+    nodes[node, state.TICKS] = 0
+    core[state.ALIVE_COUNT] += 1
+    model.seen[node, :] = 0
+    if core[state.IS_MAINTAINED]:
+        dial_some(model, node, now)
+
+
+@njit
+def go_down(model: Model, node: int) -> None:
+    nodes = model.nodes
+    if nodes[node, state.ALIVE]:
+        nodes[node, state.ALIVE] = 0
+        model.core[state.ALIVE_COUNT] -= 1
+        drop_row(nodes, model.links, model.marks, node)
+
+
+@njit
+def run_script(model: Model, index: int) -> None:
+    """One operation."""
+    nodes, links, marks = model.nodes, model.links, model.marks
+    now, kind, a, b, x, y = model.script[index]
+    if kind == state.PUBLISH:
+        publish(model, a, b, x, now)
+    elif kind == state.UP:
+        go_up(model, a, now)
+    elif kind == state.DOWN:
+        go_down(model, a)
+    elif kind == state.CONNECT:
+        add(nodes, links, marks, a, b, x, 1)
+        add(nodes, links, marks, b, a, y, 0)
+    elif kind == state.DISCONNECT:
+        remove(nodes, links, marks, a, b)
+        remove(nodes, links, marks, b, a)
+    else:
+        slot = find(nodes, links, a, b)
+        if slot >= 0 and kind == state.MESH_ON:
+            send_news(model, a, join(nodes, links, marks, a, slot, now), now)
+        elif slot >= 0:
+            leave(nodes, links, marks, a, slot)
