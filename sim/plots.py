@@ -107,6 +107,7 @@ def _delays(opened: Opened, summary: Mapping[str, Any]) -> Plot:
 
 def _sent(opened: Opened, summary: Mapping[str, Any]) -> Plot:
     sent = (summary.get("gossip") or {}).get("sent") or {}
+    sent = {kind: count for kind, count in sent.items() if kind not in ("rpcs", "bytes")}
     if not any(sent.values()):
         return None
     figure, axes = _figure("Gossip messages sent", "", "count")
