@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
@@ -19,11 +19,13 @@ from ..client.interface import ClientRole
 from ..errors import CocoonError, PriceTooHigh, StoreError, Unavailable
 from ..ports import Clock
 from ..serve.openai import CHAT, NormalisedRequest, prompt_tokens_upper_bound
-from ..types import SECOND_NS, Nano, due_nano
+from ..types import SECOND_NS, FinishReason, Nano, due_nano
 from .asgi import Headers, Receive, Send, response_body, response_start
 from .errors import HttpError, http_error
-from .generation import Choice, open_generations
-from .objects import WholeChoice, usage_object, x_cocoon
+from .generation import Choice, Event, open_generations
+from .objects import WholeChoice, chat_logprobs, usage_object, x_cocoon
+from .responses import ResponsesRequest, finished, new_id, response_object, whole_output
+from .responses_sse import ResponsesEncoder
 from .settings import GatewaySettings
 from .spend import Reservation, SpendLedger
 from .sse import ChunkEncoder, error_event
@@ -39,22 +41,123 @@ _SSE_HEADERS: Final = [
 ]
 
 
+class Encoder(Protocol):
+    """Makes the bytes of a streamed answer."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last event was encoded."""
+        ...
+
+    def encode(self, batch: Sequence[Event]) -> bytes:
+        """All that a batch makes. May be empty."""
+        ...
+
+    def failed(self, error: dict[str, Any]) -> bytes:
+        """The last event of a stream that broke."""
+        ...
+
+
+class AnswerForm(Protocol):
+    """What one of OpenAI's APIs makes of an answer."""
+
+    @property
+    def response_id(self) -> str:
+        """The id of this answer."""
+        ...
+
+    def encoder(self, choices: Sequence[Choice], *, model: str, created: int) -> Encoder:
+        """For a stream."""
+        ...
+
+    def whole(self, choices: Sequence[Choice], whole: Sequence[WholeChoice], *, model: str, created: int) -> Any:
+        """The object of an answer that is not streamed."""
+        ...
+
+
+class CompletionForm:
+    """Chat completions and plain completions."""
+
+    def __init__(self, request: NormalisedRequest) -> None:
+        self._is_chat = request.endpoint == CHAT
+        self._include_usage = request.include_usage
+        self._wants_logprobs = bool(request.body.get("logprobs"))
+        self.response_id = ("chatcmpl-" if self._is_chat else "cmpl-") + secrets.token_hex(12)
+
+    def encoder(self, choices: Sequence[Choice], *, model: str, created: int) -> Encoder:
+        return ChunkEncoder(
+            is_chat=self._is_chat,
+            response_id=self.response_id,
+            created=created,
+            model=model,
+            choices=choices,
+            include_usage=self._include_usage,
+            wants_logprobs=self._wants_logprobs,
+        )
+
+    def whole(self, choices: Sequence[Choice], whole: Sequence[WholeChoice], *, model: str, created: int) -> Any:
+        shown: list[dict[str, Any]] = []
+        usages = []
+        for choice, parts in zip(choices, whole, strict=True):
+            assert choice.summary is not None
+            reason = choice.summary.finish_reason.value
+            form = parts.chat if self._is_chat else parts.completion
+            shown.append(form(reason, wants_logprobs=self._wants_logprobs))
+            usages.append(choice.summary.usage)
+        return {
+            "id": self.response_id,
+            "object": "chat.completion" if self._is_chat else "text_completion",
+            "created": created,
+            "model": model,
+            "choices": shown,
+            "usage": usage_object(usages),
+            "x_cocoon": x_cocoon(choices),
+        }
+
+
+class ResponsesForm:
+    """The Responses API."""
+
+    def __init__(self, request: ResponsesRequest) -> None:
+        self._echo = request.echo
+        self._wants_logprobs = request.wants_logprobs
+        self.response_id = new_id("resp")
+
+    def encoder(self, choices: Sequence[Choice], *, model: str, created: int) -> Encoder:
+        response = response_object(response_id=self.response_id, created=created, model=model, echo=self._echo)
+        return ResponsesEncoder(response=response, choice=choices[0], wants_logprobs=self._wants_logprobs)
+
+    def whole(self, choices: Sequence[Choice], whole: Sequence[WholeChoice], *, model: str, created: int) -> Any:
+        (choice,), (parts,) = choices, whole
+        assert choice.summary is not None
+        logprobs = chat_logprobs(parts.logprobs)["content"] if self._wants_logprobs else []
+        output = whole_output(parts, logprobs, is_cut=choice.summary.finish_reason is FinishReason.LENGTH)
+        response = response_object(response_id=self.response_id, created=created, model=model, echo=self._echo)
+        return finished(response, output, choice)
+
+
 class Answer:
     """One HTTP request for a generation. `serve` runs it once."""
 
     def __init__(
-        self, role: ClientRole, settings: GatewaySettings, ledger: SpendLedger, clock: Clock, request: NormalisedRequest
+        self,
+        role: ClientRole,
+        settings: GatewaySettings,
+        ledger: SpendLedger,
+        clock: Clock,
+        request: NormalisedRequest,
+        form: AnswerForm,
     ) -> None:
         self._role = role
         self._settings = settings
         self._ledger = ledger
         self._clock = clock
         self._request = request
-        self._is_chat = request.endpoint == CHAT
+        self._form = form
         self._created = clock.now() // SECOND_NS
-        self._id = ("chatcmpl-" if self._is_chat else "cmpl-") + secrets.token_hex(12)
+        self._id = form.response_id
         self._choices = [Choice(index=index) for index in range(request.n)]
-        self._wants_logprobs = bool(request.body.get("logprobs"))
+        self._encoder: Encoder | None = None
         self._stream_open = False
 
     async def serve(self, receive: Receive, send: Send) -> None:
@@ -79,7 +182,8 @@ class Answer:
             await self._send_head(send, failure.status, failure.headers)
             await send(response_body(failure.body, more=False))
         elif failure is not None:
-            await send(response_body(error_event(failure.error), more=False))
+            last = error_event(failure.error) if self._encoder is None else self._encoder.failed(failure.error)
+            await send(response_body(last, more=False))
         elif last is not None:
             if not self._stream_open:
                 length = (b"content-length", b"%d" % len(last))
@@ -135,7 +239,6 @@ class Answer:
     async def _generate(self, send: Send, reservation: Reservation, deadline: trio.CancelScope) -> bytes:
         request = self._request
         started = trio.current_time()
-        encoder: ChunkEncoder | None = None
         whole = [WholeChoice(index=choice.index) for choice in self._choices]
         last = b""
         async with open_generations(
@@ -146,9 +249,11 @@ class Answer:
             each_nano=reservation.amount_nano // request.n,
         ) as generations:
             while batch := await generations.next_batch():
-                if encoder is None:
+                if (encoder := self._encoder) is None:
                     deadline.deadline = started + self._settings.request_timeout_s
-                    encoder = self._encoder()
+                    encoder = self._encoder = self._form.encoder(
+                        self._choices, model=self._model_name(), created=self._created
+                    )
                     if request.stream:
                         self._stream_open = True
                         await self._send_head(send, 200, _SSE_HEADERS)
@@ -165,36 +270,9 @@ class Answer:
         log.debug("request.finished", extra={"request": self._id, "tokens": sum(c.tokens for c in self._choices)})
         return last if request.stream else self._whole_object(whole)
 
-    def _encoder(self) -> ChunkEncoder:
-        return ChunkEncoder(
-            is_chat=self._is_chat,
-            response_id=self._id,
-            created=self._created,
-            model=self._model_name(),
-            choices=self._choices,
-            include_usage=self._request.include_usage,
-            wants_logprobs=self._wants_logprobs,
-        )
-
     def _whole_object(self, whole: Sequence[WholeChoice]) -> bytes:
-        choices: list[dict[str, Any]] = []
-        usages = []
-        for choice, parts in zip(self._choices, whole, strict=True):
-            assert choice.summary is not None
-            reason = choice.summary.finish_reason.value
-            form = parts.chat if self._is_chat else parts.completion
-            choices.append(form(reason, wants_logprobs=self._wants_logprobs))
-            usages.append(choice.summary.usage)
         return msgspec.json.encode(
-            {
-                "id": self._id,
-                "object": "chat.completion" if self._is_chat else "text_completion",
-                "created": self._created,
-                "model": self._model_name(),
-                "choices": choices,
-                "usage": usage_object(usages),
-                "x_cocoon": x_cocoon(self._choices),
-            }
+            self._form.whole(self._choices, whole, model=self._model_name(), created=self._created)
         )
 
     def _model_name(self) -> str:

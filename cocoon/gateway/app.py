@@ -20,13 +20,14 @@ from starlette.routing import Route
 from ..client.interface import ClientRole
 from ..errors import CocoonError, ModelNotFound
 from ..ports import Clock
-from ..serve.openai import CHAT, COMPLETIONS, normalise
+from ..serve.openai import CHAT, COMPLETIONS, NormalisedRequest, normalise
 from ..types import SECOND_NS
-from .answer import Answer
+from .answer import Answer, AnswerForm, CompletionForm, ResponsesForm
 from .asgi import AsgiApp, Receive, Scope, Send, response_body, response_start
 from .errors import HttpRefusal, http_error
 from .guard import ClientGone, Guard, read_json
 from .objects import model_objects
+from .responses import read_responses
 from .settings import GatewaySettings
 from .spend import SpendLedger
 
@@ -48,6 +49,7 @@ def build_app(
         Route("/v1/models/{model:path}", _Endpoint(gateway.show_model), methods=["GET"]),
         Route("/v1/chat/completions", _Endpoint(gateway.chat), methods=["POST"]),
         Route("/v1/completions", _Endpoint(gateway.complete), methods=["POST"]),
+        Route("/v1/responses", _Endpoint(gateway.respond), methods=["POST"]),
         Route("/healthz", _Endpoint(gateway.health), methods=["GET"]),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception})
@@ -94,6 +96,11 @@ class _Gateway:
         """POST /v1/completions"""
         await self._generate(COMPLETIONS, scope, receive, send)
 
+    async def respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """POST /v1/responses"""
+        request = read_responses(await self._read(scope, receive))
+        await self._run(request.chat, ResponsesForm(request), receive, send)
+
     async def list_models(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /v1/models"""
         models = await self._models()
@@ -131,20 +138,26 @@ class _Gateway:
         )
 
     async def _generate(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
+        request = normalise(endpoint, await self._read(scope, receive))
+        await self._run(request, CompletionForm(request), receive, send)
+
+    async def _read(self, scope: Scope, receive: Receive) -> dict[str, Any]:
         settings = self._settings
-        body = await read_json(
+        return await read_json(
             scope,
             receive,
             bytes_max=settings.body_bytes_max,
             depth_max=settings.json_depth_max,
             timeout_s=settings.body_timeout_s,
         )
-        request = normalise(endpoint, body)
+
+    async def _run(self, request: NormalisedRequest, form: AnswerForm, receive: Receive, send: Send) -> None:
+        settings = self._settings
         if self._running + request.n > settings.requests_max:
             raise HttpRefusal(429, "too_many_requests", "the gateway runs as many requests as it may", retry_after_s=1)
         self._running += request.n
         try:
-            await Answer(self._role, settings, self._ledger, self._clock, request).serve(receive, send)
+            await Answer(self._role, settings, self._ledger, self._clock, request, form).serve(receive, send)
         finally:
             self._running -= request.n
 

@@ -14,9 +14,9 @@ from typing import Any, Final, Protocol
 import trio
 
 from ..client.interface import ClientRole, Reply, ReplySummary
-from ..errors import CocoonError, LocalProtocolError
+from ..errors import CocoonError
 from ..ports import Delta
-from ..types import Nano, due_nano
+from ..types import Nano
 
 FAN_OUT_DELTAS_MAX: Final = 64  # waiting to be written, over all choices: about a frame's worth for eight of them
 
@@ -36,15 +36,7 @@ class Choice:
             return self.summary.cost_nano
         if self.reply is None:
             return 0  # nobody accepted
-        try:
-            return self.reply.summary.cost_nano
-        except LocalProtocolError:
-            return due_nano(
-                self.reply.offer.prices,
-                input_tokens=self.reply.prompt_tokens,
-                cached_tokens=0,
-                output_tokens=self.tokens,
-            )
+        return self.reply.cost_nano
 
 
 Event = tuple[Choice, Delta | None]

@@ -86,6 +86,10 @@ class ChunkEncoder:
             parts.append(DONE)
         return b"".join(parts)
 
+    def failed(self, error: dict[str, Any]) -> bytes:
+        """The event after which a broken stream ends."""
+        return error_event(error)
+
     def _chunk(self, choice: dict[str, Any]) -> bytes:
         return self._head + _json(choice) + self._tail
 

@@ -46,6 +46,14 @@ def about(answer: Any) -> dict[str, Any]:
     return dict((answer.model_extra or {}).get("x_cocoon") or {})
 
 
+def fails(kind: type[openai.APIStatusError], make: Callable[[], Any]) -> Any:
+    try:
+        make()
+    except kind as error:
+        return error
+    raise AssertionError(f"no {kind.__name__}")
+
+
 def check_models() -> None:
     listed = [model.id for model in client.models.list()]
     assert MODEL in listed, listed
@@ -218,6 +226,41 @@ def check_completions() -> None:
     assert "".join(chunk.choices[0].text for chunk in stream)
 
 
+def check_responses() -> None:
+    answer = client.responses.create(model=MODEL, input="What is Cocoon?", max_output_tokens=60, temperature=0)
+    assert answer.status == "completed", answer
+    assert "Cocoon" in answer.output_text
+    assert answer.usage is not None
+    assert answer.usage.output_tokens > 0
+    pieces = []
+    last: Any = None
+    with client.responses.create(
+        model=MODEL, input="What is Cocoon?", max_output_tokens=60, temperature=0, stream=True
+    ) as stream:
+        for event in stream:
+            if event.type == "response.output_text.delta":
+                pieces.append(event.delta)
+            last = event
+    assert last.type == "response.completed"
+    assert "".join(pieces) == answer.output_text == last.response.output_text
+    flat: Any = {"type": "function", **TOOLS[0]["function"]}
+    first = client.responses.create(
+        model=MODEL, input="What is the weather in Paris?", tools=[flat], tool_choice="required", temperature=0
+    )
+    call: Any = first.output[0]
+    assert (call.type, call.name) == ("function_call", "get_weather")
+    turns: Any = [
+        {"role": "user", "content": "What is the weather in Paris?"},
+        {"type": "function_call", "call_id": call.call_id, "name": call.name, "arguments": call.arguments},
+        {"type": "function_call_output", "call_id": call.call_id, "output": "sunny"},
+    ]
+    assert client.responses.create(model=MODEL, input=turns, tools=[flat], temperature=0).output_text
+    refused = fails(
+        openai.BadRequestError, lambda: client.responses.create(model=MODEL, input="x", previous_response_id="resp_1")
+    )
+    assert refused.param == "previous_response_id"
+
+
 def check_cancellation() -> None:
     stream = client.chat.completions.create(model=MODEL, messages=QUESTION, max_tokens=200, stream=True)
     iterator = iter(stream)
@@ -256,13 +299,6 @@ def _wait_idle() -> None:
 
 
 def check_errors() -> None:
-    def fails(kind: type[openai.APIStatusError], make: Callable[[], Any]) -> Any:
-        try:
-            make()
-        except kind as error:
-            return error
-        raise AssertionError(f"no {kind.__name__}")
-
     chat = client.chat.completions
     missing = fails(openai.NotFoundError, lambda: chat.create(model=MODEL[:-1] + "_", messages=QUESTION))
     assert missing.code == "model_not_found"
