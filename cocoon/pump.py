@@ -31,6 +31,8 @@ OUTBOX_FRAMES_MAX: Final = 1_024
 OUTBOX_FRAMES_BEHIND: Final = 8  # as many wait only when the wire is slower than we are
 BEHIND_PAUSE_S: Final = 1.0  # after which time goes on all the same: heartbeats and time-outs are the machine's
 
+SENT_POLL_S: Final = 0.01
+
 FAREWELL_S: Final = 5.0  # for what was said before hanging up
 
 
@@ -69,6 +71,7 @@ class SessionPump:
         self._deadline_slept_to: int | None = None
         self._scope = trio.CancelScope()
         self._is_ending = False
+        self._is_writing = False
         self._ended = False
         self.reason: CocoonError | None = None
         """Why it ended; None while it runs and after an orderly end."""
@@ -127,6 +130,11 @@ class SessionPump:
         if self._machine.deadline() != self._deadline_slept_to:
             self._deadline_moved.set()
 
+    async def wait_sent(self) -> None:
+        """Return once every frame was handed to the stream, or it has ended."""
+        while (self._outbox or self._is_writing) and not self._ended:  # noqa: ASYNC110 - at the end of a run only
+            await trio.sleep(SENT_POLL_S)
+
     def _enqueue(self, frame: bytes) -> None:
         if len(self._outbox) >= OUTBOX_FRAMES_MAX:
             self.end(LimitExceeded("the peer does not read what it asked for"))
@@ -144,9 +152,11 @@ class SessionPump:
     async def _write(self) -> None:
         while True:
             while self._outbox:
+                self._is_writing = True
                 await self._stream.send(self._outbox.popleft())
                 if len(self._outbox) < OUTBOX_FRAMES_BEHIND:
                     self._caught_up.set()
+            self._is_writing = False
             if self._is_ending:
                 self._scope.cancel()
             self._outbox_filled = trio.Event()

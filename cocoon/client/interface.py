@@ -57,7 +57,7 @@ class OfferView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplySummary:
-    """Known once a reply has ended."""
+    """Known once a reply has ended. `cost_nano` is what all attempts cost, the receipt what the last one asks."""
 
     finish_reason: FinishReason
     usage: Usage
@@ -95,6 +95,11 @@ class Reply(Protocol):
     @property
     def first_token_ms(self) -> float | None:
         """From the call to the first delta."""
+        ...
+
+    @property
+    def cost_nano(self) -> Nano:
+        """Over all attempts so far, failed ones included; what asks for no payment is counted at its prices."""
         ...
 
     @property

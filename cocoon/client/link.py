@@ -17,6 +17,7 @@ import trio
 
 from ..attest.facts import Facts
 from ..errors import AttestationError, CocoonError, LocalProtocolError, StaleEvidence, StreamBroken, Unavailable
+from ..pay.budget import Attempt
 from ..ports import Clock, Entropy, Stream
 from ..pump import SessionPump
 from ..serve.client_session import ClientSession
@@ -32,7 +33,8 @@ from ..serve.events import (
     SessionDraining,
 )
 from ..serve.reasons import Reason
-from ..types import PeerId
+from ..types import Digest, PeerId
+from .spending import OF_THE_REQUEST, Spending, refusal_of
 
 HANDSHAKE_TIMEOUT_S: Final = 35.0
 """The machine gives hardware evidence 30 s; this only bounds what the machine cannot see."""
@@ -99,6 +101,7 @@ class ProviderLink:
         entropy: Entropy,
         judge: Judge,
         on_receipt: Callable[[PeerId, ReceiptReceived], None],
+        spending: Spending | None = None,
     ) -> None:
         self.peer = stream.peer
         self._machine = machine
@@ -106,6 +109,10 @@ class ProviderLink:
         self._entropy = entropy
         self._judge = judge
         self._on_receipt = on_receipt
+        self._spending = spending
+        self._attempts: dict[int, Attempt] = {}  # of paid requests, until their last event: also when cancelled
+        self._payouts: set[bytes] = set()  # whose vouchers go here; in truth one
+        self._authenticated: Digest | None = None  # the session id that V was shown on
         self._pump = SessionPump(stream, machine, clock, self._on_event)
         self._requests: dict[int, RunningRequest] = {}
         self._trusted = trio.Event()
@@ -137,6 +144,9 @@ class ProviderLink:
                 await self._pump.run()
                 nursery.cancel_scope.cancel()
         finally:
+            if self._spending is not None:
+                for payout in self._payouts:
+                    self._spending.left(payout, self)
             self._judged_again.set()
             self._trusted.set()  # wake whoever waits for trust that will not come
 
@@ -163,11 +173,16 @@ class ProviderLink:
 
     def open(
         self, *, endpoint: str, body: bytes, cache_tag: bytes, offer: OfferFacts, input_tokens_max: int,
-        output_tokens_max: int, cost_max_nano: int, wait_ms_max: int,
+        output_tokens_max: int, cost_max_nano: int, wait_ms_max: int, attempt: Attempt | None = None,
     ) -> RunningRequest:  # fmt: skip
-        """Seal and send a request. Its first event is `RequestAccepted`, unless it raises."""
+        """Seal and send a request, which `attempt` pays for. Its first event is `RequestAccepted`, unless it raises."""
         if self._pump.is_ended:
             raise StreamBroken("the session ended before the request was sent")
+        account = voucher = b""
+        if attempt is not None:
+            assert self._spending is not None
+            self._show_account(self._spending, offer.payout)
+            account, voucher = self._spending.account.account, self._spending.open_voucher(offer.payout)
         request_id, effects = self._machine.open(
             endpoint=endpoint,
             body=body,
@@ -177,12 +192,40 @@ class ProviderLink:
             output_tokens_max=output_tokens_max,
             cost_max_nano=cost_max_nano,
             wait_ms_max=wait_ms_max,
+            account=account,
+            voucher=voucher,
             now=self._clock.now(),
         )
+        if attempt is not None:
+            self._attempts[request_id] = attempt
         request = self._requests[request_id] = RunningRequest(self, request_id)
         self.used_ns = self._clock.now()
         self._pump.perform(effects)
         return request
+
+    def _show_account(self, spending: Spending, payout: bytes) -> None:
+        """Prove that we hold V, once per session id, after its evidence has passed (rules S2, H2)."""
+        if self._machine.session == self._authenticated:
+            return
+        account = spending.account
+        effects = self._machine.authenticate(
+            account=account.account,
+            payout=payout,
+            voucher_key=account.voucher_key,
+            sign=account.sign,
+            now=self._clock.now(),
+        )
+        self._authenticated = self._machine.session
+        self._payouts.add(payout)
+        spending.joined(payout, self)
+        self._pump.perform(effects)
+
+    def pay(self, voucher: bytes, signature: bytes) -> bool:
+        """Send a voucher; False when this link is over."""
+        if self._pump.is_ended or self._machine.is_closed:
+            return False
+        self._pump.perform(self._machine.pay(voucher, signature))
+        return True
 
     def consumed(self, request_id: int, sealed_bytes: int) -> None:
         """The reader has taken that much: let the provider send more."""
@@ -198,6 +241,10 @@ class ProviderLink:
     def end(self, reason: CocoonError | None = None) -> None:
         """Close the session; its requests fail with `StreamBroken`."""
         self._pump.end(reason)
+
+    async def wait_sent(self) -> None:
+        """Return once what was said is written."""
+        await self._pump.wait_sent()
 
     async def _judge_evidence(self) -> None:
         async for evidence in self._evidence_in:
@@ -225,6 +272,8 @@ class ProviderLink:
         raise Unavailable(f"{self.peer} did not send all parts of its evidence within {HANDSHAKE_TIMEOUT_S:.0f} s")
 
     def _on_event(self, event: object) -> None:
+        if self._spending is not None and self._attempts:
+            self._count(self._spending, event)
         match event:
             case OutputReceived() | RequestAccepted():
                 request = self._requests.get(event.id)
@@ -241,7 +290,7 @@ class ProviderLink:
                     self.facts, self._trusted = None, trio.Event()
                 request = self._requests.pop(event.id, None)
                 if request is not None:
-                    request.put(event.error)
+                    request.put(self._error_of(event))
             case ReceiptReceived():
                 self._on_receipt(self.peer, event)
             case EvidenceReceived():
@@ -253,3 +302,41 @@ class ProviderLink:
                 self.is_draining = True
             case _:
                 raise LocalProtocolError(f"an event that a client does not know: {type(event).__name__}")
+
+    # --- money -------------------------------------------------------------------------------------------
+
+    def _count(self, spending: Spending, event: object) -> None:
+        """Tell our own books what came, at once: payment does not wait for the reader."""
+        match event:
+            case OutputReceived():
+                attempt = self._attempts.get(event.id)
+                if attempt is not None:
+                    spending.received(
+                        attempt, prompt_tokens=event.prompt_tokens, completion_tokens=event.completion_tokens
+                    )
+            case ReceiptReceived():
+                attempt = self._attempts.get(event.id)
+                if attempt is not None:  # its counts are our own, and after a cancel the only ones that we are told
+                    body = event.body
+                    spending.received(
+                        attempt, prompt_tokens=body.prompt_tokens, completion_tokens=body.completion_tokens
+                    )
+                    if not body.final:
+                        spending.receipt(attempt)
+            case RequestEnded():
+                attempt = self._attempts.pop(event.id, None)
+                if attempt is not None:
+                    spending.ended(attempt, payable_nano=event.receipt.payable_nano)
+            case RequestRefused() | RequestFailed():
+                attempt = self._attempts.pop(event.id, None)
+                if attempt is not None:
+                    spending.close(attempt)
+
+    def _error_of(self, event: RequestRefused | RequestFailed) -> CocoonError:
+        """What to raise. A refusal for our money names the reason, and may be an account that this session lost."""
+        if isinstance(event, RequestFailed) or event.reason != Reason.PAYMENT_REQUIRED.value:
+            return event.error
+        refusal = refusal_of(event.detail)
+        if refusal is None or refusal.fault not in OF_THE_REQUEST:
+            self.is_draining = True  # V is shown once per session: another session may be believed
+        return refusal or event.error

@@ -27,6 +27,7 @@ from ..types import SECOND_NS, Network, PeerId, TrustLevel
 from ..wire import limits
 from ..wire.signing import verify
 from .link import ProviderLink
+from .spending import Spending
 from .trusting import EvidenceJudge
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class LinkPool:
         clock: Clock,
         entropy: Entropy,
         on_receipt: Callable[[PeerId, ReceiptReceived], None],
+        spending: Spending | None,
     ) -> None:
         self._network = network
         self._network_id = network_id
@@ -60,6 +62,7 @@ class LinkPool:
         self._clock = clock
         self._entropy = entropy
         self._on_receipt = on_receipt
+        self._spending = spending
         self._links: dict[PeerId, ProviderLink] = {}
         self._opening: dict[PeerId, trio.Lock] = {}
         self._nursery: trio.Nursery | None = None
@@ -138,9 +141,15 @@ class LinkPool:
             entropy=self._entropy,
             judge=judge,
             on_receipt=self._on_receipt,
+            spending=self._spending,
         )
         self._nursery.start_soon(link.run)
         return link
+
+    async def wait_sent(self) -> None:
+        """Return once no frame waits to be written. The caller bounds it."""
+        for link in tuple(self._links.values()):
+            await link.wait_sent()
 
     def end_all(self, reason: CocoonError) -> None:
         """Close every session, with what it has proven: the rules have changed. Requests on them fail with `reason`

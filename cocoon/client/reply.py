@@ -28,7 +28,10 @@ from ..errors import (
 )
 from ..exchange import offer_facts
 from ..market.book import ListedOffer
+from ..market.offer import VerifiedOffer
 from ..market.selection import Choice, Scored
+from ..pay.budget import Attempt, Budget
+from ..pay.refusals import PaymentRefused
 from ..ports import Delta
 from ..serve.events import OutputReceived, RequestAccepted, RequestEnded
 from ..serve.openai import encode_body
@@ -46,6 +49,8 @@ log = logging.getLogger("cocoon.client")
 STALE_KEY_RETRIES_MAX: Final = 2  # the same provider, with its new key
 CACHE_TAG_BYTES: Final = 16
 OUTPUT_SHARE: Final = 4  # without a limit in the request, at least a quarter of the context is left for the answer
+RESERVATION_WAIT_S: Final = 3.0  # a claim with a reservation is on chain within some blocks
+RESERVATION_WAITS_MAX: Final = 10
 SPEED_TOKENS_MIN: Final = 8  # fewer tell nothing of a provider's speed
 
 
@@ -70,7 +75,11 @@ class RunningReply:
         self._client = client
         self._request = request
         self._started_ns = client.clock.now()
-        self._spent_nano = 0
+        self._budget: Budget | None = None  # from the first paid attempt on
+        self._attempt: Attempt | None = None  # the paid one that runs, or ran last
+        self._refusal: PaymentRefused | None = None  # the last that was for our money
+        self._reserved: set[PeerId] = set()  # who wanted a reservation, and got it signed
+        self._reservation_waits = 0
         self._attempts: list[str] = []
         self._excluded: set[PeerId] = set()
         self._stale_keys = 0
@@ -123,6 +132,25 @@ class RunningReply:
         return tuple(self._attempts)
 
     @property
+    def cost_nano(self) -> Nano:
+        """Over all attempts so far, failed ones included; what asks for no payment is counted at its prices."""
+        if self._summary is not None:
+            return self._summary.cost_nano
+        paid_nano = self._paid_nano
+        if self._attempt is not None or not self._completion_tokens:
+            return paid_nano
+        return paid_nano + due_nano(
+            self._current.offer.prices,
+            input_tokens=self._prompt_tokens,
+            cached_tokens=0,
+            output_tokens=self._completion_tokens,
+        )
+
+    @property
+    def _paid_nano(self) -> Nano:
+        return 0 if self._budget is None else self._budget.spent_nano
+
+    @property
     def summary(self) -> ReplySummary:
         """After the end."""
         if self._summary is None:
@@ -140,16 +168,22 @@ class RunningReply:
     async def begin(self) -> None:
         """Return once a provider has accepted. Raises the last attempt's error, or that there is nobody."""
         while True:
-            choice = await self._client.choose(
-                self._request, excluded=frozenset(self._excluded), spent=self._spent_nano
-            )
+            choice = await self._client.choose(self._request, excluded=frozenset(self._excluded), spent=self._paid_nano)
             self.choices.append(choice)
             if choice.chosen is None and not self._looked_again:
                 self._looked_again = True  # what we know may be old: ask once more before giving up
                 await self._client.look_up(self._request.model)
                 continue
+            if choice.chosen is None and self._reserved and self._reservation_waits < RESERVATION_WAITS_MAX:
+                self._reservation_waits += 1
+                await trio.sleep(RESERVATION_WAIT_S)
+                self._excluded -= self._reserved
+                continue
             if choice.chosen is None:
-                raise choice.error(tried=(*self._client.tried(self._request.model), *self._attempts))
+                nobody = choice.error(tried=(*self._client.tried(self._request.model), *self._attempts))
+                if self._refusal is not None:
+                    raise self._refusal from nobody
+                raise nobody
             try:
                 await self._open(choice.chosen)
                 return
@@ -180,15 +214,25 @@ class RunningReply:
             return event.delta
 
     def cancel(self) -> None:
-        """Stop at the provider, if it still runs."""
+        """Stop at the provider, if it still runs. What it sent before that stays billed."""
         if self._running is not None:
             self._running.cancel()
+        if self._budget is not None and self._client.spending is not None:
+            self._client.spending.over(self._budget)
 
     async def _open(self, scored: Scored) -> None:
         listed = scored.candidate.listed
         offer = listed.offer
-        link, level = await self._client.pool.trusted_link(offer, policy=self._request.policy)
-        running = self._send(link, listed)
+        limits = self._token_limits(offer)
+        attempt = await self._attempt_at(offer, limits) if offer_facts(offer).is_paid else None
+        try:
+            link, level = await self._client.pool.trusted_link(offer, policy=self._request.policy)
+            running = self._send(link, offer, limits, attempt)
+        except BaseException:
+            if attempt is not None and self._client.spending is not None:
+                self._client.spending.close(attempt)
+            raise
+        self._attempt = attempt
         try:
             await running.next_event()  # `RequestAccepted`, or it raises; the machine bounds the wait
         except BaseException:
@@ -200,19 +244,40 @@ class RunningReply:
         self._accepted_ns = self._client.clock.now()
         log.debug("request.accepted", extra={"provider": offer.provider, "offer": offer.digest.hex()})
 
-    def _send(self, link: ProviderLink, listed: ListedOffer) -> RunningRequest:
-        request = self._request
-        offer = listed.offer
-        input_tokens_max, output_tokens_max = token_limits(
-            prompt_tokens_bound=request.prompt_tokens_bound,
-            output_tokens_wanted=request.output_tokens_max,
+    def _token_limits(self, offer: VerifiedOffer) -> tuple[int, int]:
+        return token_limits(
+            prompt_tokens_bound=self._request.prompt_tokens_bound,
+            output_tokens_wanted=self._request.output_tokens_max,
             output_tokens_default=self._client.settings.output_tokens_default,
             context_tokens_max=offer.offer.context_tokens_max,
             output_tokens_offered=offer.offer.output_tokens_max,
         )
-        most_nano = due_nano(
-            offer.prices, input_tokens=input_tokens_max, cached_tokens=0, output_tokens=output_tokens_max
+
+    async def _attempt_at(self, offer: VerifiedOffer, limits: tuple[int, int]) -> Attempt:
+        """Set aside what this attempt may cost, within what the request may."""
+        spending = self._client.spending
+        assert spending is not None, "paid offers are only chosen by clients with an account"
+        if self._budget is None:
+            self._budget = await spending.begin()
+        return await spending.attempt(
+            self._budget,
+            offer,
+            cost_max_nano=self._request.spend_max_nano,
+            input_tokens_max=limits[0],
+            output_tokens_max=limits[1],
         )
+
+    def _send(
+        self, link: ProviderLink, offer: VerifiedOffer, limits: tuple[int, int], attempt: Attempt | None
+    ) -> RunningRequest:
+        request = self._request
+        input_tokens_max, output_tokens_max = limits
+        if attempt is not None:
+            most_nano = attempt.most_nano
+        else:
+            most_nano = due_nano(
+                offer.prices, input_tokens=input_tokens_max, cached_tokens=0, output_tokens=output_tokens_max
+            )
         return link.open(
             offer=offer_facts(offer),
             endpoint=request.endpoint,
@@ -220,8 +285,9 @@ class RunningReply:
             cache_tag=self._client.entropy(CACHE_TAG_BYTES),
             input_tokens_max=input_tokens_max,
             output_tokens_max=output_tokens_max,
-            cost_max_nano=min(most_nano, request.spend_max_nano - self._spent_nano),
+            cost_max_nano=min(most_nano, request.spend_max_nano - self._paid_nano),
             wait_ms_max=int(self._client.settings.queue_wait_s * 1_000),
+            attempt=attempt,
         )
 
     async def _next(self) -> OutputReceived | RequestEnded:
@@ -260,7 +326,7 @@ class RunningReply:
                 signature=event.receipt.signature,
                 body=event.receipt.receipt,
             ),
-            cost_nano=event.receipt.payable_nano,
+            cost_nano=self._paid_nano + (event.receipt.payable_nano if self._attempt is None else 0),
         )
         tokens = event.usage.completion_tokens
         decode_ns = now - self._first_ns
@@ -284,6 +350,9 @@ class RunningReply:
                 self._stale_keys += 1
                 return
             self._client.history.refused(listed.reputation_key, retry_after_ms=error.retry_after_ms, now=now)
+        elif isinstance(error, PaymentRefused):
+            self._refusal = error
+            self._reserve(listed.offer, error)
         elif _is_providers_fault(error):
             self._client.history.failed(listed.reputation_key, now=now)
         self._excluded.add(provider)
@@ -295,6 +364,17 @@ class RunningReply:
             ) from error
         if is_shown or not _may_try_elsewhere(error) or len(self._excluded) >= self._client.settings.attempts_max:
             raise error
+
+    def _reserve(self, offer: VerifiedOffer, refusal: PaymentRefused) -> None:
+        """Sign the reservation that would let us in, as far as the user allows; it counts once it is on chain."""
+        spending = self._client.spending
+        if not refusal.ceiling_nano or spending is None:
+            return
+        payout = offer.offer.terms.payout
+        spending.ceiling_wanted(payout, refusal.ceiling_nano)
+        ledger = spending.payer.ledger(payout)
+        if ledger is not None and ledger.ceiling_nano >= refusal.ceiling_nano:
+            self._reserved.add(offer.provider)
 
 
 def token_limits(

@@ -21,8 +21,16 @@ from ..attest.evidence import SavedEvidence
 from ..attest.policy import TrustPolicy
 from ..attest.verifier import Verifier
 from ..blobs import BlobFetcher
-from ..errors import InvalidRequest, LocalProtocolError, NoProvider, StoreError, Unavailable
-from ..exchange import LookUp, OfferExchange
+from ..errors import (
+    ConfigError,
+    InvalidRequest,
+    LocalProtocolError,
+    NoProvider,
+    PaymentError,
+    StoreError,
+    Unavailable,
+)
+from ..exchange import LookUp, OfferExchange, offer_facts
 from ..market.book import ListedOffer
 from ..market.catalogue import Catalogue, ModelRef
 from ..market.history import History
@@ -37,6 +45,7 @@ from .interface import OfferView
 from .pool import LinkPool
 from .reply import FrozenRequest, RunningReply
 from .settings import ClientSettings
+from .spending import Spending
 from .trusting import EvidenceJudge
 from .views import offer_view
 
@@ -50,6 +59,7 @@ REFRESH_S: Final = 60.0  # models in use are looked up again this often, so that
 MODELS_FOLLOWED_MAX: Final = 64
 REPUTATION_SAVED_S: Final = 30.0
 SAVE_AT_END_S: Final = 5.0
+PAY_AT_END_S: Final = 2.0  # what was received is signed for and sent, if the provider still takes it
 REPUTATIONS_RESTORED_MAX: Final = 4_096
 RECEIPTS_WAITING_MAX: Final = 1_024  # for the disk
 SEED_BYTES: Final = 32
@@ -99,6 +109,11 @@ class Client:
             policy=settings.policy,
             uses_threads=settings.verifies_in_threads,
         )
+        self.spending: Spending | None = None
+        if settings.payment is not None:
+            if store is None:
+                raise ConfigError("a client that pays needs a store: a voucher is kept before it leaves")
+            self.spending = Spending(settings.payment, network_id=settings.network_id, store=store, clock=clock)
         self.pool = LinkPool(
             judge=self._judge,
             network=network,
@@ -107,6 +122,7 @@ class Client:
             clock=clock,
             entropy=entropy,
             on_receipt=self._keep_receipt,
+            spending=self.spending,
         )
         self._followed: dict[Digest, LookUp | None] = {}
         self._looking_up: dict[Digest, _RunningLookUp] = {}
@@ -210,6 +226,14 @@ class Client:
                 param="messages",
                 kind="context_length_exceeded",
             )
+        if self.spending is None:
+            free = tuple(each for each in listed if not offer_facts(each.offer).is_paid)
+            if listed and not free:
+                raise PaymentError(
+                    f"all {len(listed)} offers of this model ask for payment, and this client has no spending account",
+                    advice="Open one with `cocoon account open` and use it, or choose a free model.",
+                )
+            listed = free
         wish = Wish(
             model=request.model,
             trust_min=request.policy.level,
@@ -240,7 +264,11 @@ class Client:
         """All tasks, until cancelled."""
         await self._judge.restore()
         await self._restore_history()
+        if self.spending is not None:
+            await self.spending.open()
         async with trio.open_nursery() as nursery:
+            if self.spending is not None:
+                await nursery.start(self.spending.run)
             await nursery.start(self._exchange.run)
             await nursery.start(self.pool.run)
             nursery.start_soon(self._refresh)
@@ -409,6 +437,10 @@ async def open_client(
         try:
             yield client
         finally:
+            if client.spending is not None:
+                with trio.CancelScope(shield=True), trio.move_on_after(PAY_AT_END_S):
+                    await client.spending.wait_sent()
+                    await client.pool.wait_sent()
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True), trio.move_on_after(SAVE_AT_END_S):
                 await client.save()

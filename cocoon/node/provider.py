@@ -13,13 +13,13 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from ..attest.enclave import Enclave
 from ..blobs import BlobShelf
-from ..errors import CocoonError, Unavailable
+from ..errors import CocoonError, LocalProtocolError, Unavailable
 from ..exchange import OfferExchange, offer_facts
 from ..market.beacon import Load
 from ..market.catalogue import ModelRef
@@ -34,6 +34,7 @@ from ..serve.sealing import HpkeCrypto, SealingKeys
 from ..types import NO_DIGEST, SECOND_NS, Digest, Network, Prices
 from ..wire import limits
 from ..wire.signing import verify
+from .earning import EarnedRecord, Earnings, ProviderPayments
 from .evidence import EvidenceMaker, HelloLimiter
 from .serving import ServedSession, Serving, ServingRecord
 
@@ -81,6 +82,7 @@ class ProviderRole:
         clock: Clock,
         entropy: Entropy,
         enclave: Enclave | None,
+        payments: ProviderPayments | None,
     ) -> None:
         self._network = network
         self._engine = engine
@@ -104,11 +106,17 @@ class ProviderRole:
             network=network, network_id=settings.network_id, clock=clock, save_proof=store.save_proof
         )
         self._shelf = BlobShelf()
+        self._payments = payments
+        self._earnings = (
+            None
+            if payments is None
+            else Earnings(payments, network_id=settings.network_id, model=model, store=store, clock=clock)
+        )
         self._evidence = EvidenceMaker(
             network_id=settings.network_id,
             network=network,
             signer=signer,
-            payout=NO_DIGEST,
+            payout=NO_DIGEST if payments is None else payments.payout,
             models=[model.digest],
             enclave=enclave,
             shelf=self._shelf,
@@ -129,6 +137,7 @@ class ProviderRole:
             queue_max=settings.queue_max,
             record=self.record,
             load_changed=self._load_changed,
+            earnings=self._earnings,
         )
         self._sessions: set[ServedSession] = set()
         self._nursery: trio.Nursery | None = None
@@ -148,6 +157,17 @@ class ProviderRole:
         """Clients connected with a session."""
         return len(self._sessions)
 
+    @property
+    def earned(self) -> EarnedRecord | None:
+        """What has come in since the start; None for a provider that asks for no payment."""
+        return None if self._earnings is None else self._earnings.record
+
+    def claim_all(self) -> None:
+        """Claim everything on chain that is worth its cost, now. Raises `LocalProtocolError` without payments."""
+        if self._earnings is None:
+            raise LocalProtocolError("this provider asks for no payment, so there is nothing to claim")
+        self._earnings.claim_all()
+
     async def wait_offered(self) -> None:
         """Return once the first offer is signed and published."""
         await self._offered.wait()
@@ -162,14 +182,20 @@ class ProviderRole:
         with trio.move_on_after(timeout_s):
             while any(session.requests_open for session in self._sessions):  # noqa: ASYNC110 - sums over machines
                 await trio.sleep(DRAIN_POLL_S)
+            if self._earnings is not None:
+                await self._earnings.wait_paid()
         return not any(session.requests_open for session in self._sessions)
 
     # --- tasks -------------------------------------------------------------------------------------------
 
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """All tasks, until cancelled."""
+        if self._earnings is not None:
+            await self._earnings.open()
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            if self._earnings is not None:
+                await nursery.start(self._earnings.run)
             await nursery.start(self._exchange.run)
             await self._exchange.join(self.model.digest)
             self._shelf.serve(self._network)
@@ -254,7 +280,20 @@ class ProviderRole:
             region=self._settings.region,
             tee=self._evidence.tee,
             image=self._evidence.image,
+            **self._payment_terms(),
         )
+
+    def _payment_terms(self) -> dict[str, Any]:
+        """Where and how we are paid; nothing in a free offer."""
+        payments = self._payments
+        if payments is None:
+            return {}
+        return {
+            "payout": payments.payout,
+            "unpaid_tokens_max": payments.unpaid_tokens_max,
+            "reserve_threshold_nano": payments.reserve_threshold_nano(self._settings.prices),
+            "voucher_step_nano": payments.voucher_step_nano,
+        }
 
     def _find_offer(self, digest: Digest) -> OfferFacts | None:
         offer = self._publisher.find(digest, now=self._clock.now())
@@ -292,6 +331,8 @@ class ProviderRole:
                 not_before_s=wanted.not_before_s,
                 expiry_s=wanted.expiry_s,
                 sign_as_peer=self._network.sign,
+                stake=self._settings.stake,
+                key_epoch=self._settings.key_epoch,
             )
             signature = await self._signer.sign_offer(
                 stake=draft.stake, key_epoch=draft.key_epoch, slot=draft.slot, digest=draft.digest
@@ -354,9 +395,13 @@ async def open_provider(
     clock: Clock,
     entropy: Entropy,
     enclave: Enclave | None = None,
+    payments: ProviderPayments | None = None,
 ) -> AsyncIterator[ProviderRole]:
     """A provider that serves until the block ends; without an enclave its operator can read prompts, and its
-    offers say so."""
+    offers say so. Without `payments` it asks for none, whatever its prices.
+
+    Raises `LocalProtocolError` when another provider on this store is paid to the same address.
+    """
     role = ProviderRole(
         network=network,
         engine=engine,
@@ -367,6 +412,7 @@ async def open_provider(
         clock=clock,
         entropy=entropy,
         enclave=enclave,
+        payments=payments,
     )
     async with trio.open_nursery() as nursery:
         await nursery.start(role.run)

@@ -16,15 +16,18 @@ import trio
 
 from ..errors import CocoonError, InvalidRequest, LimitExceeded, Unavailable
 from ..pay.metering import vested_due_nano
+from ..pay.refusals import PaymentRefused
 from ..ports import Clock, Delta, Engine, Entropy, Finished, GenerationRequest, Stream
 from ..pump import SessionPump
 from ..serve.events import (
+    AuthenticationReceived,
     HelloReceived,
     OfferFacts,
     OutputDrained,
     RequestCancelled,
     RequestClosed,
     RequestOpened,
+    VoucherReceived,
 )
 from ..serve.openai import generation_request
 from ..serve.provider_session import ProviderSession
@@ -32,7 +35,9 @@ from ..serve.reasons import Reason
 from ..serve.receipts import Verify
 from ..serve.sealing import Crypto, SealingKeys
 from ..types import MILLISECOND_NS, SECOND_NS, Digest, Network, PeerId
+from .earning import Earnings
 from .evidence import EvidenceMaker, HelloLimiter
+from .paying_client import PayingClient, words_of
 
 log = logging.getLogger("cocoon.node")
 
@@ -81,6 +86,7 @@ class Serving:
     queue_max: int
     record: ServingRecord
     load_changed: Callable[[], None]
+    earnings: Earnings | None  # None: no payment is asked for
 
 
 class ServedSession:
@@ -100,12 +106,16 @@ class ServedSession:
             verify=shared.verify,
             offers=shared.offers,
             due=vested_due_nano,
+            gate=shared.earnings,
             now=shared.clock.now(),
         )
         self._pump = SessionPump(stream, self._machine, shared.clock, self._on_event)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._drained: dict[int, trio.Event] = {}
         self._nursery: trio.Nursery | None = None
+        self._payer: PayingClient | None = None
+        if shared.earnings is not None:
+            self._payer = PayingClient(self._machine, self._pump, shared.earnings, shared.clock, stop=self._stop)
         self.used_ns = shared.clock.now()  # when a request came or went
         self.is_ending = False
 
@@ -121,6 +131,8 @@ class ServedSession:
             self._nursery = nursery
             await self._pump.run()
             nursery.cancel_scope.cancel()
+            if self._payer is not None:
+                self._payer.left()
         if self._pump.reason is not None:
             log.info("session.ended", extra={"peer": self._peer, "error": self._pump.reason.code})
 
@@ -136,6 +148,10 @@ class ServedSession:
     def _now(self) -> int:
         return self._shared.clock.now()
 
+    def _stop(self, request_id: int) -> None:
+        if request_id in self._scopes:
+            self._scopes[request_id].cancel()
+
     def _on_event(self, event: object) -> None:
         assert self._nursery is not None
         match event:
@@ -147,18 +163,27 @@ class ServedSession:
                 self._nursery.start_soon(self._serve, event, scope)
             case RequestCancelled():
                 self._shared.record.cancelled += 1
-                if event.id in self._scopes:
-                    self._scopes[event.id].cancel()
+                self._stop(event.id)
+                if self._payer is not None:
+                    self._payer.cancelled(event.id)
             case OutputDrained():
                 if event.id in self._drained:
                     self._drained[event.id].set()
             case RequestClosed(receipt=receipt):
                 self.used_ns = self._now()
+                if self._payer is not None:
+                    self._payer.closed(event)
                 if receipt is not None:
                     self._shared.record.prompt_tokens += receipt.prompt_tokens
                     self._shared.record.completion_tokens += receipt.completion_tokens
+            case AuthenticationReceived():
+                if self._payer is not None:
+                    self._nursery.start_soon(self._payer.authenticate, event)
+            case VoucherReceived():
+                if self._payer is not None:
+                    self._payer.voucher(event)
             case _:
-                pass  # accounts and vouchers belong to paid offers, which this provider does not make
+                pass
 
     async def _answer_hello(self, event: HelloReceived) -> None:
         shared = self._shared
@@ -242,6 +267,12 @@ class ServedSession:
         if prompt_tokens > event.header.input_tokens_max or output_tokens_max > event.header.output_tokens_max:
             self._refuse(event.id, Reason.TOO_LARGE, detail="larger than its header declares")
             return None
+        if self._payer is not None and offer.is_paid:
+            try:
+                await self._payer.admit(event, prompt_tokens=prompt_tokens)
+            except PaymentRefused as refusal:
+                self._refuse(event.id, Reason.PAYMENT_REQUIRED, detail=words_of(refusal))
+                return None
         queue_position = self._place_in_queue()
         if queue_position > 0 and (
             queue_position > shared.queue_max or self._wait_ms(queue_position) > event.wait_ms_max
@@ -273,6 +304,9 @@ class ServedSession:
 
     def _refuse(self, request_id: int, reason: Reason, *, retry_after_ms: int = 0, detail: str = "") -> None:
         self._shared.record.refused += 1
+        if self._payer is not None:
+            self._payer.failed(request_id)
+            self._payer.cancelled(request_id)
         self._pump.perform(
             self._machine.refuse(request_id, reason, retry_after_ms=retry_after_ms, detail=detail, now=self._now())
         )
@@ -299,6 +333,8 @@ class ServedSession:
             log.error("engine.failed", extra={"error": error.code})
             reason = Reason.INVALID_REQUEST if isinstance(error, InvalidRequest) else Reason.ENGINE_FAILED
             detail = str(error) if isinstance(error, InvalidRequest) else ""
+            if self._payer is not None:
+                self._payer.failed(event.id)
             self._pump.perform(self._machine.fail(event.id, reason, detail=detail, now=self._now()))
             return
         _keep(shared.record.service_ms, (self._now() - started_ns) / MILLISECOND_NS)

@@ -278,6 +278,11 @@ class Payee:
         ledger.touched_ns = now
         return self._after_release(ledger, now)
 
+    def meter(self, key: RequestKey) -> Meter | None:
+        """This request's counts, to be shown; never to be changed. None for one that is not admitted."""
+        _, request = self._find(key)
+        return None if request is None else request.meter
+
     def due_nano(self, key: RequestKey) -> Nano:
         """What this request owes so far: what its receipt must say. 0 for one that is over."""
         _, request = self._find(key)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ..errors import Blame, PaymentError, SpendCapReached
+from ..errors import Blame, LocalProtocolError, PaymentError, SpendCapReached
 from ..ports import PaymentRecord, StoredVoucher, VoucherSide
 from ..ports.chain import SpendingAccount
 from ..types import MILLISECOND_NS, NANO_PER_TON, SECOND_NS, Nano, Network, format_ton
@@ -136,6 +136,14 @@ class Payer:
         return sum(each.cost_max_nano - each.spent_nano for each in self._budgets)
 
     @property
+    def is_paying(self) -> bool:
+        """Whether a voucher is about to be signed, or on its way to disk."""
+        return any(
+            each.writing is not None or (each.owed_nano > 0 and each.owed_at_ns is not None and self._can_sign)
+            for each in self._ledgers.values()
+        )
+
+    @property
     def is_roll_advised(self) -> bool:
         """Whether rolling the account would make everybody's claims cheaper."""
         return self._must_roll or (self._state is not None and len(self._state.entries) > ROLL_ENTRIES)
@@ -210,21 +218,18 @@ class Payer:
             )
         if len(self._budgets) >= BUDGETS_MAX:
             raise _short("too many requests at once", "Wait for running requests.", retryable=True)
-        if cost_max_nano > self.available_nano:
-            if self._terms.spend_max_nano - self.signed_nano - self.held_nano < cost_max_nano:
-                raise SpendCapReached(
-                    f"the spending cap of {format_ton(self._terms.spend_max_nano)} TON leaves no"
-                    f" {format_ton(cost_max_nano)} for this request",
-                    advice="Raise the cap, or allow this request less.",
-                )
-            raise _short(
-                f"the account has {format_ton(self.available_nano)} TON to spend, and this request may cost"
-                f" {format_ton(cost_max_nano)}",
-                "Deposit more: cocoon account topup",
-            )
+        self._must_have(cost_max_nano)
         budget = Budget(cost_max_nano)
         self._budgets.add(budget)
         return budget
+
+    def extend(self, budget: Budget, cost_max_nano: Nano) -> None:
+        """Set more aside for a request that runs, up to this in all. Raises as `begin`; then nothing has changed."""
+        more_nano = cost_max_nano - budget.cost_max_nano
+        if budget.is_settled or more_nano <= 0:
+            raise LocalProtocolError("a budget can only grow, and only while its request runs")
+        self._must_have(more_nano)
+        budget.cost_max_nano = cost_max_nano
 
     def attempt(self, budget: Budget, terms: AttemptTerms, *, input_tokens_max: int, output_tokens_max: int) -> Attempt:
         """One more provider for this request. Raises `SpendCapReached` or `PaymentError`; then nothing has changed."""
@@ -338,6 +343,22 @@ class Payer:
     def _can_sign(self) -> bool:
         """Whether a voucher of ours would be worth anything, and hurt nobody."""
         return self._state is not None and self._epoch != 0 and not self._must_roll
+
+    def _must_have(self, cost_nano: Nano) -> None:
+        """Raise unless the cap and the account leave so much for a request."""
+        if cost_nano <= self.available_nano:
+            return
+        if self._terms.spend_max_nano - self.signed_nano - self.held_nano < cost_nano:
+            raise SpendCapReached(
+                f"the spending cap of {format_ton(self._terms.spend_max_nano)} TON leaves no"
+                f" {format_ton(cost_nano)} for this request",
+                advice="Raise the cap, or allow this request less.",
+            )
+        raise _short(
+            f"the account has {format_ton(self.available_nano)} TON to spend, and this request may cost"
+            f" {format_ton(cost_nano)}",
+            "Deposit more: cocoon account topup",
+        )
 
     def _room(self) -> Nano:
         """What the account could still promise: not rent, not bond, not promised or reserved already."""

@@ -115,6 +115,17 @@ class FakeReply:
         self._ended = True
 
     @property
+    def cost_nano(self) -> Nano:
+        if not self._tokens:
+            return 0
+        return due_nano(
+            self.offer.prices,
+            input_tokens=self._script.prompt_tokens,
+            cached_tokens=0,
+            output_tokens=self._tokens,
+        )
+
+    @property
     def summary(self) -> ReplySummary:
         if not self._ended:
             raise LocalProtocolError("the reply has not ended")

@@ -1,4 +1,7 @@
-"""A whole market in one process: real roles and machines over the memory network; only engines are scripted."""
+"""A whole market in one process: real roles and machines over the memory network; only engines are scripted.
+
+With `payout=` a provider is paid, with `account=` a client pays: over one `LedgerChain`, the chain port's fake.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,25 @@ from cocoon.adapters.signer import KeyFileSigner
 from cocoon.adapters.store_memory import MemoryStore
 from cocoon.attest.enclave import Enclave
 from cocoon.attest.policy import TrustPolicy
-from cocoon.client import Client, ClientSettings, open_client
+from cocoon.client import Client, ClientSettings, PaymentAccount, open_client
 from cocoon.market.catalogue import Catalogue, ModelRef
-from cocoon.node import PlainNode, ProviderRole, ProviderSettings, open_plain_node, open_provider
+from cocoon.node import (
+    PlainNode,
+    ProviderPayments,
+    ProviderRole,
+    ProviderSettings,
+    open_plain_node,
+    open_provider,
+)
 from cocoon.ports import Store
 from cocoon.types import Network, Prices, Secret, TrustLevel
 from p2p import NodeSettings
 from p2p.interface import DhtMode
 from p2p.testing import MemoryNetwork
+from tests.fakes.chain import LedgerChain, LedgerWallet, claim_transfers
 from tests.fakes.engine import ScriptedEngine
+from tests.fakes.market import Key
+from tests.fakes.pay import RULES, TON, FakeAccount, V
 
 MODEL = ModelRef(name="test-model", digest=hashlib.sha256(b"test-model").digest())
 CATALOGUE = Catalogue([MODEL])
@@ -54,6 +67,8 @@ class Provider:
     role: ProviderRole
     engine: ScriptedEngine
     network: PeerNetwork
+    store: MemoryStore
+    wallet: LedgerWallet
 
 
 class LittleMarket:
@@ -63,6 +78,8 @@ class LittleMarket:
         self._nursery = nursery
         self.wires = wires
         self.clock = VirtualClock()
+        self.chain = LedgerChain(self.clock)
+        self._scopes: dict[int, trio.CancelScope] = {}
         self.plain: PlainNode | None = None
         self.bootstrap: tuple[str, ...] = ()
 
@@ -70,11 +87,37 @@ class LittleMarket:
         """Enter it in a task of its own, so that any task of a scenario may add to the market."""
 
         async def hold(task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-            async with manager as value:
-                task_status.started(value)
-                await trio.sleep_forever()
+            with trio.CancelScope() as scope:
+                async with manager as value:
+                    self._scopes[id(value)] = scope
+                    task_status.started(value)
+                    await trio.sleep_forever()
 
         return await self._nursery.start(hold)
+
+    def kill(self, held: Any) -> None:
+        """End a role or a network that is held, without a word to anybody."""
+        self._scopes[id(held)].cancel()
+
+    def open_account(self, salt: int = 1, **state: Any) -> FakeAccount:
+        """An account of 5 TON, 1 of them bond, unless told otherwise."""
+        account = FakeAccount(salt=salt, epoch=START_NS // 10**9 - 1_000, **state)
+        self.chain.accounts[account.account] = account
+        return account
+
+    def payment(self, account: FakeAccount, *, key: Key = V, **settings: Any) -> PaymentAccount:
+        """What a client needs to pay from it."""
+        return PaymentAccount(
+            **{
+                "account": account.account,
+                "voucher_key": key.public,
+                "sign": key.sign,
+                "chain": self.chain,
+                "rules": RULES,
+                "spend_max_nano": 4 * TON,
+                **settings,
+            }
+        )
 
     async def network(self, name: str, *, listens: bool = True) -> PeerNetwork:
         seed = hashlib.sha256(name.encode()).digest()
@@ -100,12 +143,26 @@ class LittleMarket:
         *,
         output_nano: int = 0,
         enclave: Enclave | None = None,
+        payout: bytes | None = None,
+        claim_cost_nano: int = 1_000_000,
+        store: MemoryStore | None = None,
         **settings: Any,
     ) -> Provider:
         engine = engine or ScriptedEngine()
         network = await self.network(name)
         entropy = SeededEntropy(name)
-        store = MemoryStore(clock=self.clock, entropy=entropy)
+        store = store or MemoryStore(clock=self.clock, entropy=entropy)
+        wallet = LedgerWallet(self.chain)
+        payments = None
+        if payout is not None:
+            payments = ProviderPayments(
+                payout=payout,
+                chain=self.chain,
+                wallet=wallet,
+                claim_transfers=claim_transfers,
+                rules=RULES,
+                claim_cost_nano=claim_cost_nano,
+            )
         signer = KeyFileSigner(
             Secret(hashlib.sha256(b"O" + name.encode()).digest()), network=Network.DEVNET, store=store
         )
@@ -124,10 +181,11 @@ class LittleMarket:
                 clock=self.clock,
                 entropy=entropy,
                 enclave=enclave,
+                payments=payments,
             )
         )
         await role.wait_offered()
-        return Provider(role=role, engine=engine, network=network)
+        return Provider(role=role, engine=engine, network=network, store=store, wallet=wallet)
 
     async def add_client(
         self,
@@ -136,8 +194,11 @@ class LittleMarket:
         trust_minimum: TrustLevel = TrustLevel.OPEN,
         policy: TrustPolicy | None = None,
         store: Store | None = None,
+        account: FakeAccount | None = None,
         **settings: Any,
     ) -> Client:
+        if account is not None:
+            settings["payment"] = self.payment(account)
         network = await self.network(name, listens=False)
         entropy = SeededEntropy(name)
         return await self._hold(
