@@ -55,12 +55,29 @@ def find_node() -> tuple[str, list[str]] | None:
 
 @cache
 def js_folder() -> Path:
-    """Where the peer and its packages are; skips the test where they cannot be."""
+    """Where the peer is, among its packages; skips the test where they cannot be."""
+    folder = _fetched(HERE)
+    script = (HERE / "peer.mjs").read_bytes()
+    path = folder / f"peer-{hashlib.sha256(script).hexdigest()[:16]}.mjs"  # modules resolve from their own place
+    if not path.exists():
+        path.write_bytes(script)
+    return path
+
+
+@cache
+def js_quic() -> str:
+    """What the peer's setting `quic` is to be; skips the test where js-libp2p's QUIC cannot be had: its native part
+    is for Linux on x86-64 with glibc here."""
+    return str(_fetched(HERE / "quic") / "node_modules" / "@chainsafe" / "libp2p-quic" / "dist" / "src" / "index.js")
+
+
+def _fetched(source: Path) -> Path:
+    """A folder with the packages of the lock file in `source`, from the cache or the registry; skips the test."""
     node = find_node()
     if node is None:
         pytest.skip(f"no Node {NODE_VERSION_MIN} or newer: uv sync")
-    lock = (HERE / "package-lock.json").read_bytes()
-    digest = hashlib.sha256(lock + (HERE / "package.json").read_bytes()).hexdigest()[:16]
+    lock = (source / "package-lock.json").read_bytes()
+    digest = hashlib.sha256(lock + (source / "package.json").read_bytes()).hexdigest()[:16]
     folder = Path(platformdirs.user_cache_dir("cocoon")) / f"interop-js-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as turn:  # two test runs fetch once
@@ -68,7 +85,7 @@ def js_folder() -> Path:
         done = folder / "fetched"
         if not done.exists():
             for name in ("package.json", "package-lock.json"):
-                shutil.copy(HERE / name, folder / name)
+                shutil.copy(source / name, folder / name)
             environment = os.environ | {"PATH": f"{Path(node[0]).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
             command = [*node[1], "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
             try:
@@ -78,11 +95,7 @@ def js_folder() -> Path:
             except (OSError, subprocess.SubprocessError) as error:
                 pytest.skip(f"the packages of js-libp2p could not be fetched: {type(error).__name__}")
             done.touch()
-        script = (HERE / "peer.mjs").read_bytes()
-        path = folder / f"peer-{hashlib.sha256(script).hexdigest()[:16]}.mjs"  # modules resolve from their own place
-        if not path.exists():
-            path.write_bytes(script)
-    return path
+    return folder
 
 
 class JsError(Exception):

@@ -84,10 +84,13 @@ if (settings.relay === true) {
   services.relay = circuitRelayServer({ reservations: { maxReservations: 8 } })
 }
 
+// By its path, because it has its own place: see quic/package.json.
+const quic = settings.quic == null ? [] : [(await import(settings.quic)).quic()]
+
 const node = await createLibp2p({
   ...(settings.seed == null ? {} : { privateKey: await generateKeyPairFromSeed('Ed25519', bytesOf(settings.seed)) }),
   addresses: { listen: settings.listen ?? ['/ip4/127.0.0.1/tcp/0'] },
-  transports: [tcp(), webSockets(), circuitRelayTransport()],
+  transports: [tcp(), webSockets(), circuitRelayTransport(), ...quic],
   connectionEncrypters: [noise()],
   streamMuxers: [yamux()],
   connectionGater: { denyDialMultiaddr: () => false },
