@@ -22,6 +22,7 @@ from .checking import build
 from .errors import Problem, ScenarioError
 from .lines import Path, line_map, line_of
 from .scenario import Scenario
+from .writing import plain
 
 SHIPPED = FilePath(__file__).parent / "scenarios"
 FILE_BYTES_MAX = 1024 * 1024
@@ -47,6 +48,10 @@ class Document:
 
 def load(path_or_name: str | FilePath, *, overrides: Sequence[str] = ()) -> Scenario:
     document = read(find(path_or_name))
+    scenario = finish(document)
+    if not overrides:
+        return scenario
+    document.values = plain(scenario)  # with every default, so that members of lists can be set as well
     for override in overrides:
         apply(document, override)
     return finish(document)

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -101,6 +102,8 @@ def _work(pipe: Connection) -> None:
                 pipe.send(("failed", str(problem)))
             except MemoryError:
                 pipe.send(("failed", "out of memory: fewer nodes, fewer workers (-j), or level 2"))
+            except Exception:  # the boundary between a level and who waits for it: a defect is told, with its trace
+                pipe.send(("failed", f"the level has a defect\n{traceback.format_exc()}"))
             else:
                 pipe.send(("done", result))
 

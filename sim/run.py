@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .environment import environment
-from .errors import RunError, SimError
+from .errors import RunError
 from .folder import RunFolder, copy_inputs, with_inputs
 from .job import Job
 from .pool import run_jobs
@@ -62,12 +62,12 @@ def run(
         if folder is not None:
             folder.cut_short("interrupted", f"stopped by hand after {len(done)} of {len(jobs)} runs")
         raise
-    except (SimError, OSError, MemoryError) as problem:
+    except Exception as problem:  # whatever it was, the folder says that it was cut short; then it goes on up
         if folder is not None:
-            folder.cut_short("failed", f"{problem}")
-        if isinstance(problem, SimError):
-            raise
-        raise RunError(f"the run cannot go on: {problem or type(problem).__name__}") from problem
+            folder.cut_short("failed", f"{type(problem).__name__}: {problem}")
+        if isinstance(problem, (OSError, MemoryError)):
+            raise RunError(f"the run cannot go on: {problem or type(problem).__name__}") from problem
+        raise
     summary = combined([done[seed]["summary"] for seed in seeds])
     if folder is not None:
         folder.complete()

@@ -19,7 +19,7 @@ from typing import Any
 
 from .checking import build
 from .environment import environment
-from .errors import Problem, RunError, ScenarioError, SimError
+from .errors import Problem, RunError, ScenarioError
 from .folder import RunFolder, copy_inputs, with_inputs
 from .job import Job
 from .loading import Document, assign, value_of
@@ -162,11 +162,11 @@ def sweep(
     except KeyboardInterrupt:
         folder.cut_short("interrupted", "stopped by hand; --resume goes on")
         raise
-    except (SimError, OSError, MemoryError) as problem:
-        folder.cut_short("failed", f"{problem}; --resume goes on")
-        if isinstance(problem, SimError):
-            raise
-        raise RunError(f"the sweep cannot go on: {problem}") from problem
+    except Exception as problem:  # whatever it was, the folder says that it was cut short; then it goes on up
+        folder.cut_short("failed", f"{type(problem).__name__}: {problem}; --resume goes on")
+        if isinstance(problem, (OSError, MemoryError)):
+            raise RunError(f"the sweep cannot go on: {problem or type(problem).__name__}") from problem
+        raise
     folder.complete()
     return results
 
