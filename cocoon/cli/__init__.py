@@ -51,6 +51,9 @@ COMMANDS: Final = {
     "bench": Command("bench", "what the network adds to an engine, measured beside nginx and LiteLLM"),
     "devnet": Command("devnet", "a local TON chain on the real virtual machine, with a faucet"),
     "verify": Command("verify", "check saved evidence offline, and say which check failed"),
+    "config": Command("configure", "check, show or edit the configuration"),
+    "service": Command("service", "run it as a system service: a hardened systemd unit"),
+    "completion": Command("completion", "a script that completes commands and options in your shell"),
     "doctor": Command("doctor", "what this machine lacks to prove itself to clients, each with its fix"),
 }
 

@@ -68,6 +68,8 @@ def _open(args: argparse.Namespace, console: Console) -> int:
     kept, voucher_key = prepare_account(desk)
 
     async def program(chain: Chain) -> None:
+        wallet = desk.sender(key, chain)
+        await wallet.was_done("account open")
         state = await chain.spending_account(kept.account)
         is_new = state is None or state.epoch == 0
         if is_new:
@@ -81,7 +83,7 @@ def _open(args: argparse.Namespace, console: Console) -> int:
                 kept.owner, kept.salt, voucher_key=voucher_key, deposit_nano=deposit_nano, bond_nano=bond_nano
             )
             assert account == kept.account
-            await desk.send(desk.sender(key, chain), chain, [opening], errors=ACCOUNT_ERRORS)
+            await desk.send(wallet, chain, [opening], errors=ACCOUNT_ERRORS, purpose="account open")
             state = await chain.spending_account(kept.account)
         if state is None or state.epoch == 0:
             raise PaymentError("the account is not open", advice="Run `cocoon account status` in a minute.")

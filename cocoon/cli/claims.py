@@ -91,9 +91,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Show, and with `--now` claim."""
     desk = money.desk(args, console, provider__payout=args.payout)
-    payout = payout_of(desk.prepared)
     if args.now:
         desk.needs_consent()
+    payout = payout_of(desk.prepared)
+    if args.now:
         return _claim(desk, payout, desk.unlock())
     return _show(desk, payout)
 

@@ -241,6 +241,8 @@ def _rotate(args: argparse.Namespace, console: Console) -> int:
     operator = SigningKey(load_or_create_seed(next_path, entropy=entropy).reveal())
 
     async def program(chain: Chain) -> None:
+        wallet = desk.sender(key, chain)
+        await wallet.was_done("stake rotate")
         state = await _deposited(chain, kept)
         current = state.keys.get(state.epoch)
         if current is None or current.key != bytes(operator.verify_key):  # else a killed rotation had got that far
@@ -251,7 +253,7 @@ def _rotate(args: argparse.Namespace, console: Console) -> int:
                 f"{span(kept.unbond_delay_s)} more, until {moment(state.at_s + kept.unbond_delay_s)}; keep its file.",
             )
             sent = rotate_operator_key(kept.stake, network=desk.network, operator=operator)
-            await desk.send(desk.sender(key, chain), chain, [sent], errors=STAKE_ERRORS)
+            await desk.send(wallet, chain, [sent], errors=STAKE_ERRORS, purpose="stake rotate")
             state = await _deposited(chain, kept)
         retired = _swap(path, next_path)
         _report(desk, state, {"rotated": True, "retired_key_path": retired})
