@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         choices=("check", "show", "edit"),
-        help="check: say what is wrong; show: every setting, defaults as comments; edit: open it in $EDITOR, and keep it "
-        "only if it is right",
+        help="check: say what is wrong; show: every setting, defaults as comments; edit: open it in $EDITOR, and keep "
+        "it only if it is right",
     )
     parser.add_argument("file", metavar="FILE", nargs="?", help=f"another file (default: HOME/{CONFIG_FILE})")
     parser.add_argument("--home", metavar="DIR", help="where keys, models and the database live")
