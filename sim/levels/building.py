@@ -58,6 +58,9 @@ def build_world(
         is_dialler_outbound_only=gossip_spec.protocol != "v1.0",
         observer=observer,
     )
+    if scenario.dht is not None:
+        settings = world.kad_settings
+        world.refresh_spread_s = settings.refresh_interval_s if scenario.dht.warm else settings.tick_s
     for name, group in scenario.nodes.items():
         for _ in range(group.count):
             world.add_node(name, group.roles, group.link)

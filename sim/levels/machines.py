@@ -9,6 +9,7 @@ nothing is encoded.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from sim.kernel import SECOND, quiet_collector
 from sim.levels.building import Population, build_world, until_ns
 from sim.levels.dht import DhtWorkload
 from sim.levels.gossip import GossipWorkload
+from sim.levels.sharing import shared_hashes
 from sim.levels.world import Observer, World
 from sim.out import Progress, Sink
 from sim.result import LevelResult
@@ -39,7 +41,18 @@ def run_level(
     observer: Observer | None = None,
 ) -> LevelResult:
     """Raises WorldInvalid for what cannot be built, and what the machines raise: that is a bug of theirs."""
-    scenario = with_ends(scenario)
+    with shared_hashes(), quiet_collector():
+        return _run(with_ends(scenario), seed, sink, progress, recording, observer)
+
+
+def _run(
+    scenario: Scenario,
+    seed: int,
+    sink: Sink,
+    progress: Progress,
+    recording: Recording | None,
+    observer: Observer | None,
+) -> LevelResult:
     world = build_world(scenario, seed=seed, recording=recording, observer=observer)
     until = until_ns(world)
     parts = attach_parts(world, scenario, sink)
@@ -49,8 +62,8 @@ def run_level(
     def on_progress(now: int) -> None:
         progress(min(1.0, (now - start) / span), f"{(now - start) / SECOND:.1f} s, {world.kernel.events:,} events")
 
-    with quiet_collector():
-        world.kernel.run(until, on_progress=on_progress)
+    gc.freeze()  # what is built stays: no collection need look at it again
+    world.kernel.run(until, on_progress=on_progress)
     summary: dict[str, Any] = {}
     for part in parts:
         summary |= part.summary()

@@ -17,16 +17,18 @@ Not here: workloads and metrics (`gossip.py`, `dht.py`), the market (`market.py`
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from p2p import gossip, kad
 from p2p.gossip import GossipSettings, Message, Router, Rpc, Verdict
 from p2p.gossip.signing import is_signed_by_source, signer
-from p2p.kad import Ask, KadMessage, KadNode, KadSettings, Kind, message_bytes, network_groups
+from p2p.kad import Ask, KadMessage, KadNode, KadSettings, Kind, network_groups
 from sim.errors import WorldInvalid
 from sim.kernel import SECOND, Kernel
 from sim.levels.counts import Sent
 from sim.levels.node import Identity, Node, Wrap
+from sim.levels.sharing import kad_bytes
 from sim.net import Nat, Network
 from sim.rng import Stream, stream
 from sim.scenario import LinkSpec, Scenario
@@ -83,6 +85,7 @@ class World:
         self.observer = observer or Observer()
         self.gossip_settings = gossip_settings or GossipSettings()
         self.kad_settings = kad_settings or KadSettings()
+        self.refresh_spread_s = 0.0  # nodes that are there from the start look around within this time, not at once
         self.asks = 0
         self.dials_failed = 0
         self._is_dialler_outbound_only = is_dialler_outbound_only
@@ -248,9 +251,13 @@ class World:
 
     def _new_kad(self, node: Node, now: int) -> KadNode:
         addresses = node.identity.addresses
+        settings = self.kad_settings
+        if node.session == 1 and self.refresh_spread_s:
+            first_s = settings.refresh_first_s + self.refresh_spread_s * self.rng("refresh", node).random()
+            settings = replace(settings, refresh_first_s=first_s)
         return KadNode(
             node.peer,
-            settings=self.kad_settings,
+            settings=settings,
             rng=self.rng("kad", node),
             now=now,
             addresses=lambda: addresses,
@@ -479,7 +486,7 @@ class World:
         if target is None or not is_reached:
             kernel.at(min(kernel.now + DIAL_TIMEOUT_NS, limit), self._answer, node, session, ask.request_id, None)
             return
-        size = message_bytes(ask.message)
+        size = kad_bytes(ask.message)
         if not self.network.send_once(
             node.number, target.number, size, dial_ns, self._question, node, target, ask, limit, session
         ):
@@ -500,7 +507,7 @@ class World:
         if answer is None or not self.network.send_once(
             target.number,
             node.number,
-            message_bytes(answer),
+            kad_bytes(answer),
             0,
             self._answer,
             node,
