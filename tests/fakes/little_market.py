@@ -33,8 +33,8 @@ from cocoon.types import Network, Prices, Secret, TrustLevel
 from p2p import NodeSettings
 from p2p.interface import DhtMode
 from p2p.testing import MemoryNetwork
-from tests.fakes.chain import LedgerChain, LedgerWallet, claim_transfers
 from tests.fakes.engine import ScriptedEngine
+from tests.fakes.ledger_chain import LedgerChain, LedgerWallet, claim_transfers
 from tests.fakes.market import Key
 from tests.fakes.pay import RULES, TON, FakeAccount, V
 
