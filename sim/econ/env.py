@@ -202,6 +202,12 @@ class Wake:
             self._at = when
             self._kernel.at(when, self._fire, when)
 
+    def shift(self, offset_ns: int) -> None:
+        """The node's clock was set: what is due is due at another time of the world."""
+        self.offset_ns = offset_ns
+        self._at = None
+        self.look()
+
     def _fire(self, at: int) -> None:
         if self.is_dead or self._at != at:
             return
@@ -272,7 +278,7 @@ class Conn:
         while self.is_open and self._arrived[target] in held:
             ready = held.pop(self._arrived[target])
             self._arrived[target] += 1
-            self._handlers[target](ready)
+            self._handlers.get(target, _ignore)(ready)
 
     def close(self, by: int) -> None:
         """This end hangs up; the other hears of it after what was sent before."""

@@ -1,0 +1,623 @@
+"""A provider of the simulated market: its offers, its sessions and its till are the real machines; its engine is a
+model.
+
+    peer = ProviderPeer(env, number, market, setup)
+    peer.start(); peer.crash(); peer.start()
+
+One `Served` per client's stream. Between the machines stands what `cocoon.node` does as tasks, here as plain calls:
+prove the account, admit by money and by slots, run the engine, let output out as it is paid.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from cocoon.errors import DecodeError
+from cocoon.exchange import offer_facts
+from cocoon.market.addresses import peer_id_of_key
+from cocoon.market.effects import PrepareOffer, Provide, Publish, PublisherEffect
+from cocoon.market.offer import OfferSpec, VerifiedOffer, draft_offer, finish_offer
+from cocoon.market.publisher import OfferPublisher
+from cocoon.pay.effects import CreditChanged, PaymentStopped, RequestKey, VoucherAccepted
+from cocoon.pay.metering import vested_due_nano
+from cocoon.pay.payee import PayeeTerms
+from cocoon.pay.refusals import PaymentRefused
+from cocoon.pay.voucher import VOUCHER_BYTES
+from cocoon.ports import Delta
+from cocoon.serve.effects import Disconnect, Effects, Emit, Send
+from cocoon.serve.events import (
+    AuthenticationReceived,
+    HelloReceived,
+    OfferFacts,
+    OutputDrained,
+    RequestCancelled,
+    RequestClosed,
+    RequestOpened,
+    VoucherReceived,
+)
+from cocoon.serve.provider_session import ProviderSession
+from cocoon.serve.reasons import Reason
+from cocoon.serve.sealing import SealingKeys
+from cocoon.types import MILLISECOND_NS, NO_DIGEST, SECOND_NS, Digest, FinishReason, PeerId, Usage
+from cocoon.wire.signing import stake_statement
+from sim.econ.engine import Engine, Job
+from sim.econ.env import Conn, Env, Key, Wake
+from sim.econ.money import Counting, Till
+from sim.econ.policies import Policy, Window
+
+if TYPE_CHECKING:
+    from sim.chain import SimChain
+
+SIGN_OFFER_NS: Final = 5 * MILLISECOND_NS  # a seq from the store, two signatures
+EVIDENCE_NS: Final = 5 * MILLISECOND_NS  # an open provider's statement; hardware takes longer
+WORD: Final = "abcd"  # English has about four letters to a token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderSetup:
+    """What one provider is."""
+
+    name: str
+    spec: OfferSpec  # with its first price
+    slots: int
+    tokens_per_s: float
+    first_token_ms: float
+    cost_nano_per_mtok: int
+    policy: Policy | None = None
+    reprice_s: float = 60.0
+    stake: bytes = NO_DIGEST
+    key_epoch: int = 0
+    claim_cost_nano: int = 1_000_000
+    window_tokens_max: int = 4_096
+    is_honest: bool = True
+    group: str = ""
+    evidence_bytes: int = 0
+    evidence_ns: int = EVIDENCE_NS
+
+
+@dataclass(slots=True)
+class Sold:
+    """What a provider did, as itself and the tally count it."""
+
+    requests: int = 0
+    refused: int = 0
+    tokens: int = 0
+    prompt_tokens: int = 0
+    earned_nano: int = 0  # vouchers on disk
+    stopped: int = 0  # requests ended for want of payment
+
+
+class ProviderPeer:
+    """See the file's head."""
+
+    def __init__(
+        self,
+        env: Env,
+        number: int,
+        chain: SimChain,
+        setup: ProviderSetup,
+        *,
+        publish: Callable[[ProviderPeer, str, bytes], None],
+        provide: Callable[[ProviderPeer, tuple[bytes, ...]], None] | None = None,
+        rivals: Callable[[ProviderPeer], tuple[int, ...]] | None = None,
+        wrap_engine: Callable[[Engine], Engine] | None = None,
+    ) -> None:
+        self.env = env
+        self.number = number
+        self.setup = setup
+        self.key = Key(f"{env.seed}/{setup.name}/P")
+        self.operator = Key(f"{env.seed}/{setup.name}/O")
+        self.wallet = Key(f"{env.seed}/{setup.name}/wallet")
+        self.peer: PeerId = peer_id_of_key(self.key.public)
+        self.spec = replace(setup.spec, payout=self.payout)
+        self.sold = Sold()
+        self.is_up = False
+        self.clock_ahead_ns = 0
+        self.on_bill: Callable[[int, int], int] = lambda prompt, declared: prompt  # what it says the prompt has
+        self._publish = publish
+        self._provide = provide or (lambda _peer, _keys: None)
+        self._rivals = rivals or (lambda _peer: ())
+        self._wrap_engine = wrap_engine or (lambda engine: engine)
+        self._generation = 0
+        self._seq = 0
+        self._last_now = 0
+        self._sold_before = (0, 0)
+        self._busy_before = (0, env.now)
+        self.sessions: dict[Conn, Served] = {}
+        self.till = Till(
+            env,
+            number,
+            chain,
+            payout=self.payout,
+            terms=PayeeTerms(claim_cost_nano=setup.claim_cost_nano, window_tokens_max=setup.window_tokens_max),
+            on_event=self._paid,
+        )
+        self.engine = self._new_engine()
+        self.publisher = self._new_publisher()
+        self.keys = SealingKeys(env.crypto, Counting(env, "sealing", number), now=env.now)
+        self._entropy = Counting(env, "provider entropy", number)
+
+    @property
+    def payout(self) -> bytes:
+        """Where it is paid."""
+        return self.wallet.public
+
+    @property
+    def now(self) -> int:
+        """Its own clock, which never runs backwards."""
+        self._last_now = max(self._last_now, self.env.now + self.clock_ahead_ns)
+        return self._last_now
+
+    @property
+    def price(self) -> int:
+        """Of 10⁶ output tokens, as offered now."""
+        return self.spec.prices.output_nano
+
+    # --- life --------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Come up: with a fresh engine, and what the disk holds."""
+        if self.is_up:
+            return
+        self.is_up = True
+        if self._generation:
+            self.engine = self._new_engine()
+            self.publisher = self._new_publisher()
+            self.keys = SealingKeys(self.env.crypto, self._entropy, now=self.now)
+            self.till.clock_ahead_ns = self.clock_ahead_ns
+            self.till.restart()
+        else:
+            self.till.start()
+        self._wake = Wake(self.env.kernel, lambda: self.publisher.deadline(), self._publisher_on_time)
+        self._wake.offset_ns = self.clock_ahead_ns
+        self.did(self.publisher.offer(self.spec, now=self.now))
+        self._load_changed()
+        if self.setup.policy is not None:
+            self._busy_before = (0, self.env.now)
+            self.env.kernel.after(int(self.setup.reprice_s * SECOND_NS), self._reprice, self._generation)
+
+    def crash(self, *, keeps_unacknowledged: bool = False, loses_last: bool = False) -> None:
+        """The process is gone: sessions, engine and all that is not on disk."""
+        if not self.is_up:
+            return
+        self.is_up = False
+        self._generation += 1
+        self._wake.is_dead = True
+        self.engine.stop()
+        self.till.generation += 1
+        if self.till.wake is not None:
+            self.till.wake.is_dead = True
+        self.till.disk.crash(keeps_unacknowledged=keeps_unacknowledged, loses_last=loses_last)
+        for conn, served in list(self.sessions.items()):
+            served.forget()
+            conn.drop(self.number)
+        self.sessions.clear()
+
+    def shift_clock(self, by_ns: int) -> None:
+        """Its wall clock jumps; its machines see time stand still until a clock that was turned back has caught up."""
+        self.now  # noqa: B018 - fixes what was seen last
+        self.clock_ahead_ns += by_ns
+        self.till.clock_ahead_ns = self.clock_ahead_ns
+        if self.is_up:
+            for wake in (self._wake, self.till.wake, *(served.wake for served in self.sessions.values())):
+                if wake is not None:
+                    wake.shift(self.clock_ahead_ns)
+
+    def _new_engine(self) -> Engine:
+        setup = self.setup
+        engine = self._wrap_engine(
+            Engine(
+                self.env.kernel,
+                slots=setup.slots,
+                tokens_per_s=setup.tokens_per_s,
+                first_token_ms=setup.first_token_ms,
+            )
+        )
+        engine.on_load = self._load_changed
+        return engine
+
+    def _new_publisher(self) -> OfferPublisher:
+        return OfferPublisher(
+            self.env.network,
+            peer=self.key.public,
+            operator=self.operator.public,
+            sign_as_peer=self.key.sign,
+            uniform=self.env.rng("publisher", self.number).random,
+        )
+
+    # --- offers ------------------------------------------------------------------------------------------
+
+    def did(self, effects: tuple[PublisherEffect, ...]) -> None:
+        """Perform what the publisher asked for."""
+        for effect in effects:
+            match effect:
+                case PrepareOffer():
+                    self.env.kernel.after(SIGN_OFFER_NS, self._prepare, effect, self._generation)
+                case Publish(topic=topic, data=data):
+                    self.env.note(self.number, "publish", len(data).to_bytes(4, "big"))
+                    self._publish(self, topic, data)
+                case Provide(keys=keys):
+                    self._provide(self, keys)
+        self._wake.look()
+
+    def _publisher_on_time(self) -> None:
+        self.did(self.publisher.on_time(now=self.now))
+
+    def _prepare(self, effect: PrepareOffer, generation: int) -> None:
+        if generation == self._generation and self.is_up:
+            self.did(self.publisher.prepared(self.make_offer(effect), now=self.now))
+
+    def make_offer(self, effect: PrepareOffer, *, seq: int | None = None) -> VerifiedOffer:
+        """Signed by P and O. Each seq is used once, unless told otherwise (that is equivocation)."""
+        self._seq = max(self._seq + 1, self.now // MILLISECOND_NS)
+        draft = draft_offer(
+            effect.spec,
+            network=self.env.network,
+            peer=self.key.public,
+            operator=self.operator.public,
+            seq=self._seq if seq is None else seq,
+            not_before_s=effect.not_before_s,
+            expiry_s=effect.expiry_s,
+            sign_as_peer=self.key.sign,
+            stake=self.setup.stake,
+            key_epoch=self.setup.key_epoch,
+        )
+        statement = stake_statement(
+            self.env.network, self.setup.stake, self.setup.key_epoch, draft.slot, draft.digest
+        )  # fmt: skip
+        return finish_offer(draft, self.operator.sign(statement), network=self.env.network)
+
+    def set_price(self, price: int) -> None:
+        """Offer for so much from now on."""
+        prices = replace(
+            self.spec.prices, input_nano=price // 4, cached_input_nano=price // 40, output_nano=price
+        )  # fmt: skip
+        if prices != self.spec.prices:
+            self.spec = replace(self.spec, prices=prices)
+            self.did(self.publisher.offer(self.spec, now=self.now))
+
+    def _reprice(self, generation: int) -> None:
+        if generation != self._generation or self.setup.policy is None:
+            return
+        tokens, requests = self.sold.tokens, self.sold.requests
+        self.engine.utilisation(1)
+        busy_ns, since_ns = self._busy_before
+        elapsed_ns = self.env.now - since_ns
+        load = (self.engine.busy_ns - busy_ns) / (elapsed_ns * self.engine.slots) if elapsed_ns else 0.0
+        seen = Window(
+            price=self.price,
+            sold_tokens=tokens - self._sold_before[0],
+            requests=requests - self._sold_before[1],
+            load=load,
+            rivals=self._rivals(self),
+            seconds=elapsed_ns / SECOND_NS,
+        )
+        self._sold_before = (tokens, requests)
+        self._busy_before = (self.engine.busy_ns, self.env.now)
+        self.set_price(self.setup.policy.next_price(seen))
+        self.env.kernel.after(int(self.setup.reprice_s * SECOND_NS), self._reprice, generation)
+
+    def _load_changed(self) -> None:
+        if self.is_up:
+            self.did(self.publisher.load_changed(self.spec.model, self.engine.load(), now=self.now))
+
+    def find_offer(self, digest: Digest) -> OfferFacts | None:
+        """An offer of ours that still holds."""
+        offer = self.publisher.find(digest, now=self.now)
+        return None if offer is None else offer_facts(offer)
+
+    # --- sessions and money ------------------------------------------------------------------------------
+
+    def accept(self, conn: Conn, client: PeerId) -> bool:
+        """A stream from a client. False: nobody is here."""
+        if not self.is_up:
+            return False
+        self.sessions[conn] = Served(self, conn, client)
+        return True
+
+    def _paid(self, event: Any) -> None:
+        match event:
+            case VoucherAccepted(account=account, amount_nano=amount):
+                self.sold.earned_nano += amount
+                self._unblock(account)
+            case CreditChanged(account=account):
+                self._unblock(account)
+            case PaymentStopped(requests=requests, fault=fault):
+                self.sold.stopped += len(requests)
+                for served in list(self.sessions.values()):
+                    served.stop(requests, fault.value)
+            case _:
+                self.on_money(event)
+
+    def on_money(self, event: Any) -> None:
+        """Confirmed claims, rolled epochs, foreign claims: for who watches."""
+
+    def _unblock(self, account: bytes) -> None:
+        for served in list(self.sessions.values()):
+            if served.account == account:
+                served.unblock()
+
+
+@dataclass(slots=True)
+class _Run:
+    """One accepted request."""
+
+    job: Job
+    key: RequestKey
+    paused: bool = field(default=False)
+
+
+class Served:
+    """One client's stream at a provider."""
+
+    def __init__(self, peer: ProviderPeer, conn: Conn, client: PeerId) -> None:
+        self.peer = peer
+        self.conn = conn
+        self.account: bytes | None = None
+        self._accounts: dict[Digest, bytes] = {}
+        self._runs: dict[int, _Run] = {}
+        self._admitting: set[int] = set()
+        self._is_over = False
+        self.machine = ProviderSession(
+            network=peer.env.network,
+            peer=peer.key.public,
+            client=client,
+            keys=peer.keys,
+            crypto=peer.env.crypto,
+            entropy=peer._entropy,
+            sign=peer.key.sign,
+            verify=peer.env.memo.verify,
+            offers=peer.find_offer,
+            due=vested_due_nano,
+            gate=self,
+            now=peer.now,
+        )
+        self.wake = Wake(peer.env.kernel, self.machine.deadline, self._on_time)
+        self.wake.offset_ns = peer.clock_ahead_ns
+        conn.listen(peer.number, self._received, self.broken)
+
+    # --- the gate: what may leave ------------------------------------------------------------------------
+
+    def allowed(self, session: Digest, request_id: int, wanted: int, *, now: int) -> int:
+        """As many tokens as the payee lets out."""
+        return self.peer.till.payee.tokens_allowed(RequestKey(session=session, id=request_id), wanted, now=now)
+
+    def released(self, session: Digest, request_id: int, tokens: int, *, cached_tokens: int, now: int) -> None:
+        """They leave."""
+        till = self.peer.till
+        key = RequestKey(session=session, id=request_id)
+        till.did(till.payee.release(key, tokens, cached_tokens=cached_tokens, now=now))
+        self.peer.sold.tokens += tokens
+
+    # --- the stream --------------------------------------------------------------------------------------
+
+    def _received(self, message: Any) -> None:
+        if self._is_over:
+            return
+        if message is None:
+            self.broken()
+        elif isinstance(message, Syn):
+            self.conn.send(self.peer.number, Syn(message.number), 40)
+        else:
+            self.did(self.machine.receive(message, now=self.peer.now))
+
+    def _on_time(self) -> None:
+        self.did(self.machine.on_time(now=self.peer.now))
+
+    def did(self, effects: Effects) -> None:
+        """Perform what the machine asked for."""
+        for effect in effects:
+            match effect:
+                case Send():
+                    self.conn.send(self.peer.number, effect.message, len(effect.data))
+                case Emit(event=event):
+                    self._on_event(event)
+                case Disconnect():
+                    self._hang_up()
+        self.wake.look()
+
+    def _hang_up(self) -> None:
+        if not self._is_over:
+            self.conn.close(self.peer.number)
+            self._end()
+
+    def broken(self) -> None:
+        """The stream is gone."""
+        if not self._is_over:
+            for effect in self.machine.disconnected(now=self.peer.now):
+                if isinstance(effect, Emit):
+                    self._on_event(effect.event)
+            self._end()
+
+    def forget(self) -> None:
+        """The process is gone: nobody is told."""
+        self._is_over = True
+        self.wake.is_dead = True
+
+    def _end(self) -> None:
+        self._is_over = True
+        self.wake.is_dead = True
+        self.peer.sessions.pop(self.conn, None)
+        for request_id in list(self._runs):
+            self._cancelled(request_id)
+        for session in self._accounts:
+            self.peer.till.did(self.peer.till.payee.session_closed(session, now=self.peer.now))
+
+    # --- events ------------------------------------------------------------------------------------------
+
+    def _on_event(self, event: Any) -> None:
+        match event:
+            case HelloReceived(hello=hello):
+                self.peer.env.kernel.after(self.peer.setup.evidence_ns, self._evidence, hello.nonce)
+            case AuthenticationReceived():
+                self._prove(event.account, partial(self._authenticated, event))
+            case RequestOpened():
+                self._opened(event)
+            case VoucherReceived(voucher=voucher, signature=signature):
+                self._take_voucher(voucher, signature)
+            case RequestCancelled(id=request_id):
+                self._cancelled(request_id)
+            case OutputDrained(id=request_id):
+                if request_id in self._runs:
+                    self.peer.engine.resume(self._runs[request_id].job)
+            case RequestClosed(id=request_id, is_ended=is_ended):
+                run = self._runs.pop(request_id, None)
+                if run is not None:
+                    self._money_ended(run.key, is_natural=is_ended)
+            case _:
+                pass
+
+    def _evidence(self, nonce: bytes) -> None:
+        if self._is_over:
+            return
+        key = self.peer.keys.current(self.peer.now).public
+        statement = b"a statement of the simulation" + bytes(200) + nonce + key
+        self.did(
+            self.machine.evidence(
+                statement=statement,
+                operator_signature=bytes(64),
+                peer_signature=bytes(64),
+                sealing_key=key,
+                hardware=bytes(self.peer.setup.evidence_bytes),
+                now=self.peer.now,
+            )
+        )
+
+    def _prove(self, account: bytes, then: Callable[[], None]) -> None:
+        till = self.peer.till
+        if till.payee.needs_proof(account, now=self.peer.now):
+            till.prove(account, then)
+        else:
+            then()
+
+    def _authenticated(self, event: AuthenticationReceived) -> None:
+        if self._is_over:
+            return
+        now = self.peer.now
+        try:
+            self.peer.till.payee.authenticate(
+                event.session, account=event.account, voucher_key=event.voucher_key, payout=event.payout, now=now
+            )
+        except PaymentRefused as refused:
+            self.did(self.machine.unauthenticated(session=event.session, detail=refused.fault.value, now=now))
+            return
+        self.account = event.account
+        self._accounts[event.session] = event.account
+        self.did(self.machine.authenticated(session=event.session, account=event.account, now=now))
+
+    def _take_voucher(self, voucher: bytes, signature: bytes) -> bool:
+        till = self.peer.till
+        session = next(reversed(self._accounts), None)
+        if session is None:
+            return False
+        try:
+            till.did(till.payee.receive_voucher(session, voucher, signature, now=self.peer.now))
+        except (PaymentRefused, DecodeError):
+            self._hang_up()
+            return False
+        return True
+
+    def _opened(self, event: RequestOpened) -> None:
+        if event.voucher and event.session in self._accounts:
+            self._take_voucher(event.voucher[:VOUCHER_BYTES], event.voucher[VOUCHER_BYTES:])
+        if self._is_over:
+            return
+        if not event.offer.is_paid or self.account is None:
+            self._admit(event)
+            return
+        self._admitting.add(event.id)
+        self._prove(self.account, partial(self._admit_if_waiting, event))
+
+    def _admit_if_waiting(self, event: RequestOpened) -> None:
+        if not self._is_over and event.id in self._admitting:
+            self._admitting.discard(event.id)
+            self._admit(event)
+
+    def _admit(self, event: RequestOpened) -> None:
+        peer, now = self.peer, self.peer.now
+        asked = json.loads(event.body)
+        retry_ms = peer.engine.refuses(event.wait_ms_max)
+        if retry_ms is not None:
+            peer.sold.refused += 1
+            self.did(self.machine.refuse(event.id, Reason.BUSY, retry_after_ms=retry_ms, now=now))
+            return
+        prompt = min(peer.on_bill(asked["prompt"], event.header.input_tokens_max), event.header.input_tokens_max)
+        key = RequestKey(session=event.session, id=event.id)
+        if event.offer.is_paid:
+            try:
+                peer.till.did(peer.till.payee.admit(key, prices=event.offer.prices, input_tokens=prompt, now=now))
+            except PaymentRefused as refused:
+                detail = f"{refused.fault.value} {refused.ceiling_nano}"
+                self.did(self.machine.refuse(event.id, Reason.PAYMENT_REQUIRED, detail=detail, now=now))
+                return
+        place = peer.engine.place()
+        self.did(self.machine.accept(event.id, prompt_tokens=prompt, queue_position=place, now=now))
+        tokens = min(asked["tokens"], event.header.output_tokens_max)
+        job = Job(asked["prompt"], tokens, partial(self._tokens, event.id), partial(self._over, event.id))
+        job.extra["output_tokens_max"] = event.header.output_tokens_max
+        job.extra["request"] = asked.get("request", 0)
+        self._runs[event.id] = _Run(job, key)
+        peer.sold.requests += 1
+        peer.sold.prompt_tokens += prompt
+        peer.engine.submit(job)
+
+    # --- the engine --------------------------------------------------------------------------------------
+
+    def _tokens(self, request_id: int, job: Job, count: int) -> None:
+        if self._is_over or request_id not in self._runs:
+            return
+        first = job.made - count
+        ids = tuple(range(first, job.made))
+        text = ("WRNG" if job.is_wrong else WORD) * count
+        self.did(self.machine.output(request_id, Delta(text=text, token_ids=ids), now=self.peer.now))
+        if request_id in self._runs and self.machine.is_full(request_id):
+            self.peer.engine.pause(job)
+
+    def _over(self, request_id: int, job: Job, why: str | None) -> None:
+        if self._is_over or request_id not in self._runs:
+            return
+        now = self.peer.now
+        if why is None:
+            usage = Usage(prompt_tokens=job.prompt_tokens, completion_tokens=job.made)
+            self.did(self.machine.finish(request_id, FinishReason.STOP, usage, now=now))
+            return
+        run = self._runs.pop(request_id)
+        self._money_ended(run.key, is_natural=False, is_our_fault=True)
+        self.did(self.machine.fail(request_id, Reason.ENGINE_FAILED, now=now))
+
+    def _cancelled(self, request_id: int) -> None:
+        self._admitting.discard(request_id)
+        run = self._runs.pop(request_id, None)
+        if run is not None:
+            self.peer.engine.cancel(run.job)
+            self._money_ended(run.key, is_natural=False)
+
+    def _money_ended(self, key: RequestKey, *, is_natural: bool, is_our_fault: bool = False) -> None:
+        till = self.peer.till
+        effects = till.payee.ended(key, is_natural=is_natural, is_our_fault=is_our_fault, now=self.peer.now)
+        till.did(effects)
+
+    def unblock(self) -> None:
+        """Payment came: what waited may leave."""
+        for session in self._accounts:
+            self.did(self.machine.paid(session, now=self.peer.now))
+
+    def stop(self, requests: tuple[RequestKey, ...], why: str) -> None:
+        """These are not paid for."""
+        for key in requests:
+            run = self._runs.get(key.id)
+            if run is not None and run.key == key:
+                del self._runs[key.id]
+                self.peer.engine.cancel(run.job)
+                self.did(self.machine.fail(key.id, Reason.PAYMENT_REQUIRED, detail=why, now=self.peer.now))
+
+
+@dataclass(frozen=True, slots=True)
+class Syn:
+    """A round trip of the handshakes below the session: TCP, Noise, the muxer."""
+
+    number: int
