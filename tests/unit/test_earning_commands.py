@@ -27,7 +27,7 @@ from cocoon.ports.chain import Entry
 from cocoon.types import NANO_PER_TON as TON
 from cocoon.types import SECOND_NS, Network, Secret
 from sim.chain import Account
-from tests.fakes.chain import FakeChain
+from tests.fakes.money_chain import FakeChain
 from tests.fakes.market import CountingEntropy, FixedClock
 
 NETWORK = Network.DEVNET
