@@ -29,9 +29,12 @@ log = logging.getLogger("p2p")
 
 TRIM_S = 2.0  # 448 connections are no emergency; the hard limit is 512
 UNREAD_S = 0.25  # what a fast network brings in this time is the overshoot
+NOTE_S = 1.0  # after a change; more changes may come with it
+SAVE_FIRST_S = 5.0
 SAVE_S = 60.0
-CACHED_WAIT_S = 5.0  # the bootstrap peers' head start
-CACHED_PEERS_DIALLED_MAX = 4  # of those of earlier runs, at random
+CACHED_WAIT_S = 5.0  # the bootstrap peers' head start, and the pause between two tries
+CACHED_WAIT_MAX_S = 300.0
+CACHED_PEERS_DIALLED_MAX = 4  # at one time, of those of earlier runs
 ADDRESSES_PER_PEER_MAX = 16
 CLOSE_TIMEOUT_S = 3.0
 ADDRESS_TTL_S = 24 * 3600
@@ -163,12 +166,16 @@ class ConnectionManager:
                 self._good[info.peer] = tuple(map(str, addresses[:ADDRESSES_PER_PEER_MAX]))
 
     async def _remember(self, book: AddressBook) -> None:
+        """Peers are noted at once, because those of a look-up are soon gone; the book is told now and then."""
+        save_at = trio.current_time() + SAVE_FIRST_S
         while True:
-            with trio.move_on_after(SAVE_S):
+            with trio.move_on_after(SAVE_FIRST_S):
                 await self._watch.wait_change()
-                await trio.sleep(SAVE_S)
+            await trio.sleep(NOTE_S)
             self._note_good()
-            self._save(book)
+            if trio.current_time() >= save_at:
+                self._save(book)
+                save_at = trio.current_time() + SAVE_S
 
     def _note_good(self) -> None:
         """The addresses that we have dialled and that answered, directly, are worth keeping."""
@@ -194,14 +201,26 @@ class ConnectionManager:
                 log.warning("address_book.save_failed", extra={"error": type(error).__name__})
 
     async def _try_cached_peers(self) -> None:
-        """When no bootstrap peer has answered soon, some of those who were there the last time may."""
-        await trio.sleep(CACHED_WAIT_S)
-        if self._watch.peers or not self._good:
-            return
-        chosen = random.sample(sorted(self._good), min(CACHED_PEERS_DIALLED_MAX, len(self._good)))
-        async with trio.open_nursery() as nursery:
-            for peer in chosen:
-                nursery.start_soon(self._try, peer)
+        """While no bootstrap peer answers, some of those who were there before may: a few at a time, until one does.
+        Half of them are the latest; the others come by chance, so that nobody who fills the book decides alone."""
+        untried: list[PeerId] = []
+        wait_s = CACHED_WAIT_S
+        while True:
+            await trio.sleep(wait_s)
+            if self._watch.peers:
+                untried, wait_s = [], CACHED_WAIT_S
+                continue
+            if not untried:
+                untried = list(self._good)
+            latest = untried[-CACHED_PEERS_DIALLED_MAX // 2 :]
+            others = untried[: -len(latest)]
+            chosen = latest + random.sample(others, min(CACHED_PEERS_DIALLED_MAX - len(latest), len(others)))
+            untried = [peer for peer in untried if peer not in chosen]
+            async with trio.open_nursery() as nursery:
+                for peer in chosen:
+                    nursery.start_soon(self._try, peer)
+            if not untried:
+                wait_s = min(2 * wait_s, CACHED_WAIT_MAX_S)  # all of them are silent: it may be our own line
 
     async def _try(self, peer: PeerId) -> None:
         try:

@@ -13,6 +13,7 @@ import p2p
 import p2p.driver.connections
 import p2p.trimming
 from p2p.driver.node import Libp2pNode
+from p2p.identity import peer_id_of_seed
 from p2p.testing.contract.tools import PROTOCOL, eventually, key_of, open_to, settings, sleep
 from p2p.trimming import GRACE_NS, Held, choose_to_close
 
@@ -139,5 +140,51 @@ def test_peers_of_the_last_run_help_when_no_bootstrap_peer_answers(monkeypatch: 
             again = replace(settings(bootstrap_addresses=()), address_book=book)
             async with p2p.open_node(again, key=key_of("client")) as client:
                 await client.wait_connected(timeout_s=10)
+
+    trio.run(main)
+
+
+def test_cached_peers_are_tried_a_few_at_a_time_until_one_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty are gone, and the one that lives stands anywhere among them."""
+    monkeypatch.setattr(p2p.driver.connections, "CACHED_WAIT_S", 0.1)
+
+    async def main(place: int) -> None:
+        gone = [
+            p2p.PeerInfo(peer=peer_id_of_seed(key_of(f"gone {number}")), addresses=("/ip4/127.0.0.1/tcp/1",))
+            for number in range(30)
+        ]
+        async with p2p.open_node(settings(), key=key_of("server")) as server:
+            address = server.addresses()[0].split("/p2p/")[0]
+            gone.insert(place, p2p.PeerInfo(peer=server.peer, addresses=(address,)))
+            alone = replace(settings(bootstrap_addresses=()), address_book=Book(*gone))
+            async with p2p.open_node(alone, key=key_of("client")) as client:
+                await client.wait_connected(timeout_s=10)
+                (first,) = client.connections()
+                await server.disconnect(client.peer)
+                await eventually(
+                    lambda: any(found.opened_at > first.opened_at for found in client.connections()),
+                    "a lost connection is no end",
+                )
+
+    for place in (0, 15, 30):
+        trio.run(main, place)
+
+
+def test_peers_are_written_down_while_the_node_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that is killed has no last word; and a connection that is closed again has left an address."""
+    monkeypatch.setattr(p2p.driver.connections, "NOTE_S", 0.05)
+    monkeypatch.setattr(p2p.driver.connections, "SAVE_FIRST_S", 0.5)
+
+    async def main() -> None:
+        book = Book()
+        async with (
+            p2p.open_node(settings(), key=key_of("server")) as server,
+            p2p.open_node(replace(settings(), address_book=book), key=key_of("client")) as client,
+        ):
+            await client.connect(server.peer, server.addresses())
+            await trio.sleep(0.2)
+            await client.disconnect(server.peer)
+            await eventually(lambda: book.saves, "the book is told")
+            assert [info.peer for info in book.peers] == [server.peer]
 
     trio.run(main)
