@@ -226,9 +226,10 @@ class QuicMachine(QuicConnection):
             (self._local_max_streams_uni, 0),  # libp2p has none
         ):
             limit.value = limit.sent = value
-        self._shed_bytes = max(
-            settings.receive_total_bytes_max - settings.window_bytes, settings.receive_total_bytes_max // 2
-        )
+        # Shedding begins early enough that a peer is never held back by what was shed and not told yet.
+        reserve = min(settings.window_bytes, settings.receive_total_bytes_max // 2)
+        self._shed_bytes = settings.receive_total_bytes_max - reserve
+        self._credit_bytes = reserve // 2
 
     # --- what a driver asks --------------------------------------------------------------------------------
 
@@ -567,7 +568,7 @@ class QuicMachine(QuicConnection):
         self._consumed_total += size
         limit = self._local_max_data
         allowed = self._consumed_total + self._settings.receive_total_bytes_max
-        if allowed - limit.value >= self._settings.receive_total_bytes_max // 4:
+        if allowed - limit.value >= self._credit_bytes:
             limit.value = allowed
             self._is_dirty = True
 
