@@ -8,10 +8,14 @@ Not here: keys on disk, addresses to listen at, bootstrap lists. The composition
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from typing import Final
 
 import nacl.bindings
+import trio
 
 from ..errors import (
     CocoonError,
@@ -19,16 +23,20 @@ from ..errors import (
     LimitExceeded,
     LocalProtocolError,
     RemoteProtocolError,
+    StoreError,
     StreamBroken,
     Unavailable,
 )
 from ..ports import (
+    Clock,
     Connection,
     DialFailure,
     GossipMessage,
     Handler,
+    KnownPeer,
     Network,
     PeerAddresses,
+    Store,
     Stream,
     Subscription,
     Validator,
@@ -49,6 +57,10 @@ except ImportError as _error:
         advice="Rename that file or folder, or uninstall that package; then start again.",
     ) from _error
 
+log = logging.getLogger("cocoon.network")
+
+LAST_SAVE_S: Final = 2.0  # a shutdown has more to do than this
+
 
 @asynccontextmanager
 async def open_network(
@@ -61,9 +73,13 @@ async def open_network(
     relay: bool = False,
     allow_private_addresses: bool,
     agent: str = "cocoon",
+    store: Store | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[PeerNetwork]:
     """One peer on real sockets. `allow_private_addresses` is for the devnet only (rule G4).
 
+    With a `store` (and the `clock`) peers that were reached are remembered in it, and tried when no bootstrap peer
+    answers. A client has none: whom it dials first would tell one run of it from another's (rule H2).
     Unreachable bootstrap peers are no error here: `PeerNetwork.wait_connected` says. Raises `ConfigError` for an
     address that does not parse or cannot be listened at. The first call imports
     libp2p, which takes a second or two.
@@ -78,11 +94,77 @@ async def open_network(
         agent=agent,
     )
     async with AsyncExitStack() as stack:
+        if store is not None and clock is not None:
+            book = await stack.enter_async_context(_remembered_peers(store, clock))
+            settings = replace(settings, address_book=book)
         with _mapped_while_opening():
             for address in settings.bootstrap:
                 parse_peer_address(address)
             node = await stack.enter_async_context(p2p.open_node(settings, key=seed.reveal()))
         yield PeerNetwork(node, seed=seed)
+
+
+class StoredPeers:
+    """`p2p`'s address book in our store. `p2p` calls it between two steps of its own; a task writes."""
+
+    def __init__(self, store: Store, clock: Clock, known: Iterable[KnownPeer]) -> None:
+        self._store = store
+        self._clock = clock
+        self._known = tuple(known)
+        self._unsaved: tuple[KnownPeer, ...] = ()
+        self._changed = trio.Event()
+
+    def load(self) -> Sequence[p2p.PeerInfo]:
+        """Those of earlier runs, the latest first."""
+        return [p2p.PeerInfo(peer=each.peer, addresses=each.addresses) for each in self._known]
+
+    def save(self, peers: Sequence[p2p.PeerInfo]) -> None:
+        """The latest first; times that fall keep that order in the store."""
+        now = self._clock.now()
+        self._unsaved = tuple(
+            KnownPeer(peer=PeerId(info.peer), addresses=info.addresses, seen_ns=now - place)
+            for place, info in enumerate(peers)
+        )
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Write whatever is saved, until cancelled."""
+        while True:
+            await self._changed.wait()
+            self._changed = trio.Event()
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Write what is not written. A store that fails is logged: the network goes on without it."""
+        peers = self._unsaved
+        if not peers:
+            return
+        try:
+            await self._store.remember_peers(peers)
+        except StoreError as error:
+            log.warning("peers.not_remembered", extra={"error": type(error).__name__})
+            return
+        if self._unsaved is peers:
+            self._unsaved = ()
+
+
+@asynccontextmanager
+async def _remembered_peers(store: Store, clock: Clock) -> AsyncIterator[StoredPeers]:
+    """The block is the life of the node; its last save is written after it. An exception comes out as it was."""
+    book = StoredPeers(store, clock, await store.known_peers(count_max=p2p.interface.ADDRESS_BOOK_PEERS_MAX))
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(book.run)
+        try:
+            yield book
+        except BaseException as error:  # handed on below, outside of the nursery
+            failure = error
+        nursery.cancel_scope.cancel()
+    with trio.move_on_after(LAST_SAVE_S) as scope:
+        scope.shield = True
+        await book.flush()
+    if failure is not None:
+        raise failure
 
 
 def warm_up() -> None:

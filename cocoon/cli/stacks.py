@@ -61,6 +61,8 @@ async def run_node(prepared: Setup, console: Console) -> None:
             relay=config.peer.relay,
             allow_private_addresses=config.network_id is Network.DEVNET,
             agent="cocoon-node",
+            store=store,
+            clock=clock,
         ) as network,
         open_plain_node(network, network_id=config.network_id, clock=clock, store=store),
     ):
@@ -119,6 +121,8 @@ async def run_provider(prepared: Setup, console: Console) -> None:
             serves_dht=True,
             allow_private_addresses=config.network_id is Network.DEVNET,
             agent="cocoon-provider",
+            store=store,
+            clock=clock,
         ) as network,
     ):
         signer = KeyFileSigner.open(home.operator_key_path, network=config.network_id, store=store, entropy=entropy)
