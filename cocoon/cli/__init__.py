@@ -53,6 +53,8 @@ COMMANDS: Final = {
     "verify": Command("verify", "check saved evidence offline, and say which check failed"),
     "config": Command("configure", "check, show or edit the configuration"),
     "service": Command("service", "run it as a system service: a hardened systemd unit"),
+    "backup": Command("backup", "this home in one sealed file"),
+    "restore": Command("restore", "a home out of a backup, without signing anything twice"),
     "completion": Command("completion", "a script that completes commands and options in your shell"),
     "doctor": Command("doctor", "what this machine lacks to prove itself to clients, each with its fix"),
 }
