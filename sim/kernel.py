@@ -90,6 +90,21 @@ class Kernel:
         if not self._is_stopped and until_ns > self.now:
             self.now = until_ns
 
+    def step(self) -> bool:
+        """Run the next event. False when there is none."""
+        if not self._heap:
+            return False
+        t_ns, _, fn, args = heappop(self._heap)
+        self.now = t_ns
+        self.events += 1
+        fn(*args)
+        return True
+
+    def advance(self, to_ns: int) -> None:
+        """It is that time now, if it was not already. Only for whoever has run every event before."""
+        if to_ns > self.now:
+            self.now = to_ns
+
     def _run_slice(self, heap: list[_Event], until_ns: int) -> None:
         count = 0
         pop = heappop

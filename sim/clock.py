@@ -1,0 +1,130 @@
+"""Virtual time for trio: a clock that the kernel owns, so tasks and simulated events share one time.
+
+    kernel = Kernel(seed=7)
+    run_trio(kernel, main, until_ns=kernel.start_ns + 60 * SECOND)
+
+`trio.testing.MockClock` takes two passes of trio's loop for each event. Here events stay in the kernel's heap, and a
+task drains all of them that come before trio's next deadline at once; it stops where an event may have woken a task
+(whoever wakes one from an event says so: `SimClock.woke`), so tasks run at the instant at which they were woken.
+
+The order in which trio runs tasks that are ready at one instant is random, unless two private names of trio are set;
+they are set here for the time of a run, seeded from the kernel's seed. A test checks that trio still obeys them.
+
+Threads are not waited for: what runs under this clock must not use `trio.to_thread`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import trio
+import trio._core._run as _trio_run
+import trio.testing
+
+from sim.kernel import SECOND, Kernel
+
+NEVER_S = 1e9  # a sleep that the next event ends
+
+
+class SimClock(trio.abc.Clock):
+    """trio's time is the kernel's: seconds since the start of the simulation."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.jumps = 0  # how often time was handed to trio: a measure of what tasks cost
+        self._has_woken = False
+
+    # --- what trio asks ----------------------------------------------------------------------------------
+
+    def start_clock(self) -> None:
+        pass
+
+    def current_time(self) -> float:
+        return (self.kernel.now - self.kernel.start_ns) / SECOND
+
+    def deadline_to_sleep_time(self, deadline: float) -> float:
+        return 0.0 if deadline <= self.current_time() else NEVER_S
+
+    # --- what the simulation does ------------------------------------------------------------------------
+
+    def woke(self) -> None:
+        """An event has made a task runnable: let it run before the next event."""
+        self._has_woken = True
+
+    def instant_ns(self, seconds: float) -> int:
+        """The first instant at which `current_time()` is not before that many seconds."""
+        at = self.kernel.start_ns + math.ceil(seconds * SECOND)
+        while (at - self.kernel.start_ns) / SECOND < seconds:
+            at += 1
+        return at
+
+    async def drive(self, until_ns: int) -> None:
+        """Let time pass until then, whether anything happens or not. One task at a time."""
+        kernel = self.kernel
+        while kernel.now < until_ns:
+            await trio.testing.wait_all_tasks_blocked()
+            wait_s = trio.lowlevel.current_statistics().seconds_to_next_deadline
+            deadline_ns = until_ns
+            if wait_s < math.inf:
+                deadline_ns = min(until_ns, self.instant_ns(self.current_time() + max(0.0, wait_s)))
+            self.jumps += 1
+            self._drain(deadline_ns)
+        await trio.testing.wait_all_tasks_blocked()
+
+    def _drain(self, until_ns: int) -> None:
+        """Events up to that instant, or up to the first that has woken a task."""
+        kernel = self.kernel
+        self._has_woken = False
+        while not self._has_woken:
+            at = kernel.next_at()
+            if at is None or at > until_ns:
+                kernel.advance(until_ns)
+                return
+            kernel.step()
+
+
+@contextmanager
+def deterministic_scheduling(seed: int) -> Iterator[None]:
+    """trio's order of tasks follows from the seed. Relies on two private names of trio."""
+    was, state = _trio_run._ALLOW_DETERMINISTIC_SCHEDULING, _trio_run._r.getstate()
+    setattr(_trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)  # noqa: B010 - trio declares it Final
+    _trio_run._r.seed(seed)
+    try:
+        yield
+    finally:
+        setattr(_trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", was)  # noqa: B010
+        _trio_run._r.setstate(state)
+
+
+def run_trio(
+    kernel: Kernel,
+    main: Callable[[SimClock], Awaitable[None]],
+    *,
+    until_ns: int,
+    on_end: Callable[[], Any] | None = None,
+) -> None:
+    """`main(clock)` in virtual time, until it is over or until that instant, when it is cancelled.
+
+    `on_end` is called at the end while tasks still stand. What `main` raises comes out as trio gives it.
+    """
+
+    clock = SimClock(kernel)
+
+    async def everything() -> None:
+        async with trio.open_nursery() as nursery:
+
+            async def drive() -> None:
+                await clock.drive(until_ns)
+                if on_end is not None:
+                    on_end()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(drive)
+            await main(clock)
+            nursery.cancel_scope.cancel()
+
+    with deterministic_scheduling(kernel.seed):
+        trio.run(everything, clock=clock)
