@@ -127,4 +127,6 @@ def _settings(a: Any, b: Any, path: str = "") -> list[tuple[str, Any, Any]]:
         for key in dict.fromkeys([*a, *b]):
             found += _settings(a.get(key), b.get(key), f"{path}.{key}" if path else str(key))
         return found
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return _settings(dict(enumerate(a)), dict(enumerate(b)), path)
     return [] if a == b else [(path, a, b)]

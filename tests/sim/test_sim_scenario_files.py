@@ -174,8 +174,8 @@ def test_a_file_that_is_missing_or_binary_is_refused(tmp_path: Path) -> None:
         ("net.loss=2", "write a number from 0 to 1"),
         ("net.loss", "write PATH=VALUE"),
         ("=3", "write a path"),
-        ("net.loss.more=3", "net.loss: is a table: write a number"),
-        ("adversaries.0.share=1", "adversaries has no members"),
+        ("net.loss.more=3", "net.loss is a single value"),
+        ("adversaries.0.share=1", "adversaries has 0 members"),
         ("net.latency_s=[0.1,0.2]", "write latency_ms = [100, 200]"),
     ],
 )
