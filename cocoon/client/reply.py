@@ -184,8 +184,10 @@ class RunningReply:
                 if self._refusal is not None:
                     raise self._refusal from nobody
                 raise nobody
+            limits = self._token_limits(choice.chosen.offer)
+            attempt = await self._attempt_at(choice.chosen.offer, limits)  # our own money: no provider helps
             try:
-                await self._open(choice.chosen)
+                await self._open(choice.chosen, limits, attempt)
                 return
             except CocoonError as error:
                 self._failed(choice.chosen.candidate.listed, error)
@@ -220,11 +222,9 @@ class RunningReply:
         if self._budget is not None and self._client.spending is not None:
             self._client.spending.over(self._budget)
 
-    async def _open(self, scored: Scored) -> None:
+    async def _open(self, scored: Scored, limits: tuple[int, int], attempt: Attempt | None) -> None:
         listed = scored.candidate.listed
         offer = listed.offer
-        limits = self._token_limits(offer)
-        attempt = await self._attempt_at(offer, limits) if offer_facts(offer).is_paid else None
         try:
             link, level = await self._client.pool.trusted_link(offer, policy=self._request.policy)
             running = self._send(link, offer, limits, attempt)
@@ -253,8 +253,13 @@ class RunningReply:
             output_tokens_offered=offer.offer.output_tokens_max,
         )
 
-    async def _attempt_at(self, offer: VerifiedOffer, limits: tuple[int, int]) -> Attempt:
-        """Set aside what this attempt may cost, within what the request may."""
+    async def _attempt_at(self, offer: VerifiedOffer, limits: tuple[int, int]) -> Attempt | None:
+        """Set aside what this attempt may cost, within what the request may; None where nothing is to be paid.
+
+        Raises `PaymentError` and `SpendCapReached`.
+        """
+        if not offer_facts(offer).is_paid:
+            return None
         spending = self._client.spending
         assert spending is not None, "paid offers are only chosen by clients with an account"
         if self._budget is None:

@@ -260,12 +260,22 @@ class Client:
 
     # --- tasks -------------------------------------------------------------------------------------------
 
+    async def open(self) -> None:
+        """Become the signer of our account, before `run`. Raises `LocalProtocolError` when another client is."""
+        if self.spending is not None:
+            await self.spending.open()
+
+    async def settle(self) -> None:
+        """Sign and send what is owed for what was received, within two seconds."""
+        if self.spending is not None:
+            with trio.CancelScope(shield=True), trio.move_on_after(PAY_AT_END_S):
+                await self.spending.wait_sent()
+                await self.pool.wait_sent()
+
     async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """All tasks, until cancelled."""
         await self._judge.restore()
         await self._restore_history()
-        if self.spending is not None:
-            await self.spending.open()
         async with trio.open_nursery() as nursery:
             if self.spending is not None:
                 await nursery.start(self.spending.run)
@@ -432,15 +442,20 @@ async def open_client(
 ) -> AsyncIterator[Client]:
     """A client that is up until the block ends. Requests that still run then are cancelled."""
     client = Client(network=network, settings=settings, catalogue=catalogue, clock=clock, entropy=entropy, store=store)
+    await client.open()
+    scope = trio.CancelScope(shield=client.spending is not None)  # so that it can still pay when all is cancelled
+
+    async def run(task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with scope:
+            await client.run(task_status)
+
     async with trio.open_nursery() as nursery:
-        await nursery.start(client.run)
         try:
+            await nursery.start(run)
             yield client
         finally:
-            if client.spending is not None:
-                with trio.CancelScope(shield=True), trio.move_on_after(PAY_AT_END_S):
-                    await client.spending.wait_sent()
-                    await client.pool.wait_sent()
+            await client.settle()
+            scope.cancel()
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True), trio.move_on_after(SAVE_AT_END_S):
                 await client.save()

@@ -188,10 +188,13 @@ class ProviderRole:
 
     # --- tasks -------------------------------------------------------------------------------------------
 
-    async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """All tasks, until cancelled."""
+    async def open(self) -> None:
+        """Take our ledger, before `run`. Raises `LocalProtocolError` when another provider has it (rule M1)."""
         if self._earnings is not None:
             await self._earnings.open()
+
+    async def run(self, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """All tasks, until cancelled."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             if self._earnings is not None:
@@ -414,6 +417,7 @@ async def open_provider(
         enclave=enclave,
         payments=payments,
     )
+    await role.open()
     async with trio.open_nursery() as nursery:
         await nursery.start(role.run)
         yield role

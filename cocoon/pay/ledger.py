@@ -37,7 +37,7 @@ class Ledger:
     """See the file's head."""
 
     __slots__ = (
-        "account", "archive", "ceiling_asked_ns", "claim_again_ns", "claim_attempts", "claimed_voucher",
+        "account", "archive", "ceiling_asked_nano", "ceiling_asked_ns", "claim_again_ns", "claim_attempts", "claimed_voucher",
         "clean_tokens", "due_nano", "forfeited_nano", "forgiven_nano", "forgiveness", "held", "is_bond_falling",
         "is_unreachable", "key_sessions", "next", "paid_nano", "prove_at_ns", "prove_not_before_ns", "requests",
         "retry_write_ns", "standing", "touched_ns", "unclaimed_since_ns", "unpaid", "wake_ns", "window_tokens_max",
@@ -69,6 +69,7 @@ class Ledger:
         self.claim_again_ns = 0
         self.unclaimed_since_ns = now
         self.ceiling_asked_ns = -_NEVER
+        self.ceiling_asked_nano: Nano = 0  # what a refused prompt would need, this epoch
         self.prove_at_ns: int | None = None  # an extra proof that something asked for
         self.prove_not_before_ns = 0
         self.touched_ns = now
@@ -220,7 +221,7 @@ class Ledger:
         self.is_bond_falling = False
         self.standing = None
         self.paid_nano = self.due_nano = 0
-        self.forgiven_nano = 0
+        self.forgiven_nano = self.ceiling_asked_nano = 0
         self.unpaid = UnpaidTokens()
         if self.held is not None:
             self.clean_tokens = max(self.clean_tokens, self.held.clean_tokens)
@@ -249,6 +250,16 @@ class Ledger:
             unclaimed_nano=self.due_nano - self.forgiven_nano - standing.claimed_nano,
         )
 
+    @property
+    def has_asked_ceiling(self) -> bool:
+        """Whether the client has signed the reservation that we asked for, and the chain does not have it yet."""
+        standing, held = self.standing, self.held
+        return (
+            standing is not None
+            and held is not None
+            and standing.ceiling_nano < self.ceiling_asked_nano <= held.ceiling_nano
+        )
+
     def claim_case(self, cost_nano: Nano) -> ClaimCase | None:
         """What `claim_at` decides by; None without a voucher or a proof."""
         if self.held is None or self.standing is None:
@@ -258,7 +269,7 @@ class Ledger:
         return ClaimCase(
             claimable_nano=min(self.claimable_nano, payable),
             grantable_nano=min(self.held.ceiling_nano - standing.ceiling_nano, standing.free_nano),
-            needs_ceiling=self.is_half_used,
+            needs_ceiling=self.is_half_used or self.has_asked_ceiling,
             is_noticed=standing.unlock_at_s != 0,
             is_bond_falling=self.is_bond_falling,
             free_nano=standing.free_nano,

@@ -236,6 +236,7 @@ class Payee:
         prompt = prompt_nano(prices, input_tokens=input_tokens)
         if not ledger.takes_prompt(prompt, prices.output_nano, now=now):
             wanted = self._ceiling(ledger, ledger.unvested_nano + prompt)
+            ledger.ceiling_asked_nano = max(ledger.ceiling_asked_nano, wanted)
             raise PaymentRefused(Fault.RESERVATION_NEEDED, f"reserve {wanted} nanoTON in all", ceiling_nano=wanted)
         ledger.requests[key] = ServedRequest(Meter(prices, input_tokens=input_tokens))
         ledger.touched_ns = now

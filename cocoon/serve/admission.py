@@ -10,6 +10,7 @@ from typing import Final
 
 from ..errors import DecodeError, LimitExceeded, SealError
 from ..types import Digest, Secret, due_nano
+from ..wire import limits
 from ..wire.codec import decode_as
 from ..wire.messages import Open, OpenHeader, SealedRequest
 from ..wire.signing import domain_hash
@@ -60,7 +61,7 @@ class HeldOpens:
     def add(self, message: Open, header: OpenHeader) -> bool:
         """Keep it; False when there is no room."""
         size = len(message.sealed)
-        if len(self._opens) >= bounds.HELD_OPENS_MAX or self._bytes + size > bounds.HELD_BYTES_MAX:
+        if len(self._opens) >= limits.REQUESTS_IN_FLIGHT_MAX or self._bytes + size > bounds.HELD_BYTES_MAX:
             return False
         self._opens[message.id] = (message, header)
         self._bytes += size
