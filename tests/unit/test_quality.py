@@ -18,7 +18,7 @@ TIMEOUT_S = 600  # mypy without its cache on one slow core
     [
         pytest.param(["ruff", "check", "."], id="ruff"),
         pytest.param(["ruff", "format", "--check", "."], id="format"),
-        pytest.param(["mypy", "cocoon", "p2p"], id="mypy"),
+        pytest.param(["mypy", "cocoon", "p2p", "sim"], id="mypy"),
         pytest.param(["lint-imports"], id="layers"),
     ],
 )
