@@ -17,11 +17,16 @@ from sim.fast.jit import kernel, njit
 from sim.fast.links import (
     arrival,
     back_off,
+    connect,
+    dial,
+    dial_some,
     find,
     is_in_mesh,
     join,
     last_beat,
     leave,
+    pair_delay,
+    plan_upkeep,
     push,
     send_message,
     send_news,
@@ -29,7 +34,7 @@ from sim.fast.links import (
     transmit,
     words_of,
 )
-from sim.fast.mesh import beat
+from sim.fast.mesh import beat, is_outbound, score_of, shuffle_picks
 from sim.fast.script import run_script
 from sim.fast.state import Float64, Model
 
@@ -87,6 +92,7 @@ def on_first_copy(model: Model, node: int, sender: int, message: int, now: int, 
             model.marks[slot, state.SCORE] = min(model.marks[slot, state.SCORE] + state.SCORE_ONE, most)
     model.seen[node, message] = now
     core[state.DELIVERED] += 1
+    core[state.TIMELY] += model.nodes[node, state.SINCE] <= model.messages[message, state.AT]
     if kind == state.RESPONSE:
         core[state.RECOVERED] += 1
     model.delays[min(age // core[state.BIN_TICKS], len(model.delays) - 1)] += 1
@@ -146,10 +152,58 @@ def on_graft(model: Model, node: int, sender: int, now: int) -> None:
         return
     mark = int(marks[slot, state.BACKOFF])
     is_full = nodes[node, state.MESH] >= core[state.DEGREE_HIGH] and not mark & 1
-    if is_full or now < mark >> 1:
-        send_prune(model, node, slot, now)
+    if now < mark >> 1:
+        send_prune(model, node, slot, 0, now)
+    elif is_full:
+        send_prune(model, node, slot, 1, now)
     else:
         send_news(model, node, join(nodes, model.links, marks, node, slot, now), now)
+
+
+@njit
+def on_prune(model: Model, node: int, sender: int, slot: int, with_px: int, now: int) -> None:
+    """Out of the mesh, and a few of the peers that a trusted pruner offers are dialled."""
+    core, nodes, links, marks = model.core, model.nodes, model.links, model.marks
+    score = score_of(core, model.reals, marks, slot, is_in_mesh(nodes, node, slot), now)
+    back_off(model, leave(nodes, links, marks, node, slot), now)
+    if not with_px or not core[state.HAS_SCORES] or score < model.reals[state.PX_SCORE_MIN] * state.SCORE_ONE:
+        return
+    first, offered = int(nodes[sender, state.START]), 0
+    for each in range(first, first + nodes[sender, state.COUNT]):
+        model.scratch[state.PICKS, offered] = each
+        offered += 1
+    shuffle_picks(model, offered, core[state.PX_PEERS])
+    dials = 0
+    for index in range(min(offered, core[state.PX_PEERS])):
+        other = int(links[model.scratch[state.PICKS, index], state.PEER])
+        if dials < core[state.PX_DIALS_MAX] and other != node and find(nodes, links, node, other) < 0:
+            dial(model, node, other, now)
+            dials += 1
+
+
+@njit
+def on_dialled(model: Model, node: int, other: int, session: int, now: int) -> None:
+    core, nodes = model.core, model.nodes
+    if session == nodes[node, state.SESSION] & 0xFFFF:
+        there = pair_delay(core, model.reals, nodes, model.matrix, node, other)
+        back = pair_delay(core, model.reals, nodes, model.matrix, other, node)
+        connect(model, node, other, there, back, now)
+
+
+@njit
+def on_upkeep(model: Model, node: int, session: int, now: int) -> None:
+    """What a connection manager does: keep up the number of connections that were dialled."""
+    core, nodes = model.core, model.nodes
+    if session != nodes[node, state.SESSION] & 0xFFFF:
+        return
+    first, count, dialled = int(nodes[node, state.START]), int(nodes[node, state.COUNT]), 0
+    for slot in range(first, first + count):
+        dialled += is_outbound(model.marks, slot)
+    if core[state.OUTBOUND_BOTH]:
+        dialled = count // 2
+    missing = min(core[state.DIALS] - max(dialled, count // 2), core[state.REDIALS_MAX])
+    dial_some(model, node, missing, now)
+    plan_upkeep(model, node, now)
 
 
 @njit
@@ -161,12 +215,16 @@ def on_control(model: Model, node: int, sender: int, kind: int, field: int, now:
         on_iwant(model, node, sender, field, now)
     elif kind == state.GRAFT:
         on_graft(model, node, sender, now)
+    elif kind == state.DIAL:
+        on_dialled(model, node, sender, field, now)
+    elif kind == state.UPKEEP:
+        on_upkeep(model, node, field, now)
     else:
         slot = find(nodes, links, node, sender)
         if slot < 0:
             return
         if kind == state.PRUNE:
-            back_off(model, leave(nodes, links, marks, node, slot), now)
+            on_prune(model, node, sender, slot, field, now)
         else:
             column = state.MASK_LOW if field & 32 == 0 else state.MASK_HIGH
             marks[slot, column] |= 1 << (field & 31)
@@ -188,14 +246,15 @@ def through_downlink(core: state.Int64, flows: Float64, node: int, size: int, no
 @njit
 def on_queued(model: Model, first: int, second: int) -> None:
     """It has come to the receiver's downlink, and comes again as what it is when it is through."""
-    now, kind, field = first >> 20, (first >> 16) & 7, first & 0xFFFF
+    now, kind, field = first >> state.TIME_SHIFT, (first >> state.KIND_SHIFT) & 15, first & 0xFFFF
     node, size = (second >> 24) & 0xFFFFFF, (second >> 48) << state.SIZE_SHIFT
     end = through_downlink(model.core, model.flows, node, size, now)
     if end < 0:
         return
     if kind == state.IHAVE or kind == state.NEWS:
         field = min(field + ((end - now) >> state.AGE_SHIFT), state.SLOTS_MAX - 1)
-    push(model.core, model.ring, model.chunks, model.events, (end << 20) | (kind << 16) | field, second)
+    again = (end << state.TIME_SHIFT) | (kind << state.KIND_SHIFT) | field
+    push(model.core, model.ring, model.chunks, model.events, again, second)
 
 
 @njit
@@ -252,10 +311,10 @@ def read_chunk(model: Model, chunk: int, bucket: int) -> bool:
             return False
         first, second = events[chunk, 2 * position], events[chunk, 2 * position + 1]
         position += 1
-        if first >> (20 + state.BUCKET_SHIFT) > bucket:  # of a later round of the ring
+        if first >> (state.TIME_SHIFT + state.BUCKET_SHIFT) > bucket:  # of a later round of the ring
             push(core, model.ring, chunks, events, first, second)
             continue
-        kind, field = (first >> 16) & 15, first & 0xFFFF
+        kind, field = (first >> state.KIND_SHIFT) & 31, first & 0xFFFF
         node, sender = (second >> 24) & 0xFFFFFF, second & 0xFFFFFF
         if has_churn and not (nodes[node, state.ALIVE] and nodes[sender, state.ALIVE]):
             continue
@@ -267,9 +326,9 @@ def read_chunk(model: Model, chunk: int, bucket: int) -> bool:
             if seen[node, field] > 0:
                 core[state.DUPLICATES] += 1
             else:
-                on_first_copy(model, node, sender, field, first >> 20, kind)
+                on_first_copy(model, node, sender, field, first >> state.TIME_SHIFT, kind)
         else:
-            on_control(model, node, sender, kind, field, first >> 20)
+            on_control(model, node, sender, kind, field, first >> state.TIME_SHIFT)
     return True
 
 

@@ -12,28 +12,33 @@ from sim.fast.jit import inline, kernel
 from sim.fast.links import pair_delay
 from sim.fast.state import Float64, Int32, Int64, Rows, Rules, new_rows
 
-ROW_ROOM = 2  # with churn, a row has room for so many times its first connections
+ROW_ROOM = 3  # with churn, a row has room for so many times its first connections
 
 
 @kernel
-def _draw_dials(picks: Int32, words: Words) -> None:
-    """(nodes, dials), −1 before: different peers each, none of which has dialled the node before it."""
-    nodes, dials = picks.shape
-    for node in range(nodes):
+def _draw_dials(nodes: Int32, picks: Int32, words: Words) -> None:
+    """(nodes, dials), −1 before: different peers each. Where two dial each other, the second dial is void, and so is
+    one to or from a node that is down."""
+    count, dials = picks.shape
+    for node in range(count):
         made = 0
-        for _ in range(8 * dials):
-            if made == dials:
-                break
-            other = below(words, nodes)
+        while made < dials:
+            other = below(words, count)
             is_known = other == node
             for index in range(made):
                 is_known = is_known or picks[node, index] == other
-            if other < node and not is_known:
-                for index in range(dials):
-                    is_known = is_known or picks[other, index] == node
             if not is_known:
                 picks[node, made] = other
                 made += 1
+    for node in range(count):
+        for index in range(dials):
+            other = picks[node, index]
+            is_void = not nodes[node, state.ALIVE] or not nodes[other, state.ALIVE]
+            if other < node:
+                for each in range(dials):
+                    is_void = is_void or picks[other, each] == node
+            if is_void:
+                picks[node, index] = -1 - other
 
 
 @kernel
@@ -65,7 +70,7 @@ def _fill(
                 there = pair_delay(core, reals, nodes, matrix, node, other)
                 back = pair_delay(core, reals, nodes, matrix, other, node)
                 _put(nodes, links, marks, node, other, there, 1 - 2 * back)
-                _put(nodes, links, marks, other, node, back, -2 * there)
+                _put(nodes, links, marks, other, node, back, core[state.OUTBOUND_BOTH] - 2 * there)
 
 
 def random_rows(
@@ -75,6 +80,7 @@ def random_rows(
     seed: int,
     dials: int | None = None,
     region: NDArray[np.int32] | None = None,
+    alive: NDArray[np.bool_] | None = None,
     matrix: Float64 | None = None,
     all_in_mesh: bool = False,
 ) -> Rows:
@@ -84,12 +90,15 @@ def random_rows(
         raise WorldInvalid(f"gossip.dials: {nodes} nodes cannot dial {count} others each")
     with np.errstate(over="ignore"):  # plain-Python kernels multiply words that wrap around
         picks = np.full((nodes, count), -1, np.int32)
-        _draw_dials(picks, seeded(seed, "fast.dials"))
+        known = np.zeros((nodes, state.NODE_COLUMNS), np.int32)
+        known[:, state.ALIVE] = 1 if alive is None else alive
+        _draw_dials(known, picks, seeded(seed, "fast.dials"))
         capacity = np.zeros(nodes, np.int64)
         _count(picks, capacity)
         if rules.has_churn:
             capacity = np.maximum(capacity, 2 * count) * ROW_ROOM + 8
         rows = new_rows(capacity, has_scores=rules.has_scores, has_idontwant=rules.has_idontwant)
+        rows.nodes[:, state.ALIVE] = known[:, state.ALIVE]
         if region is not None:
             rows.nodes[:, state.REGION] = region
         core, reals = rules.arrays()

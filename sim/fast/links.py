@@ -18,7 +18,7 @@ _11 = np.uint64(11)
 _PAIR = np.uint64(0x1F123BB5)
 _SCALE = 2.0**-32
 _DOUBLE = 2.0**-53
-_DIAL_TRIES = 4  # per dial, when the peer drawn is away or known
+DIAL_WAYS = 6  # three round trips: TCP, Noise, and the stream
 
 
 # --- rows ------------------------------------------------------------------------------------------------------
@@ -106,30 +106,16 @@ def pair_delay(core: Int64, reals: Float64, nodes: Int32, matrix: Float64, a: in
 
 
 @njit
-def connect(model: Model, dialer: int, listener: int, now: int) -> bool:
-    """Both rows get a slot, or neither. Each may graft the other once its hello is here."""
+def connect(model: Model, dialer: int, listener: int, there: int, back: int, now: int) -> bool:
+    """Both rows get a slot, or neither. Each may graft the other once its hello is here. `there`, `back`: delays."""
     core, nodes, links, marks = model.core, model.nodes, model.links, model.marks
-    there = pair_delay(core, model.reals, nodes, model.matrix, dialer, listener)
-    back = pair_delay(core, model.reals, nodes, model.matrix, listener, dialer)
     if not add(nodes, links, marks, dialer, listener, there, 1 - 2 * (now + back)):
         return False
-    if not add(nodes, links, marks, listener, dialer, back, -2 * (now + there)):
+    if not add(nodes, links, marks, listener, dialer, back, core[state.OUTBOUND_BOTH] - 2 * (now + there)):
         remove(nodes, links, marks, dialer, listener)
         core[state.REFUSED] += 1
         return False
     return True
-
-
-@njit
-def dial_some(model: Model, node: int, now: int) -> None:
-    core, nodes = model.core, model.nodes
-    made = 0
-    for _ in range(_DIAL_TRIES * core[state.DIALS]):
-        if made == core[state.DIALS]:
-            return
-        other = below(model.words, len(nodes))
-        if other != node and nodes[other, state.ALIVE] and connect(model, node, other, now):
-            made += 1
 
 
 @njit
@@ -148,7 +134,7 @@ def drop_row(nodes: Int32, links: Int32, marks: Int32, node: int) -> None:
 @inline
 def push(core: Int64, ring: Int32, chunks: Int32, events: Int64, first: int, second: int) -> None:
     """An event, by its two words. Never into the bucket that is being read."""
-    bucket = first >> (20 + state.BUCKET_SHIFT)
+    bucket = first >> (state.TIME_SHIFT + state.BUCKET_SHIFT)
     if bucket <= core[state.BUCKET]:
         bucket = core[state.BUCKET] + 1
     index = bucket & (state.RING - 1)
@@ -207,7 +193,38 @@ def words_of(
     if core[state.HAS_BANDWIDTH] and flows[peer, state.DOWN_PER_BYTE] > 0.0:
         kind = kind | state.QUEUED
     steps = (size + (1 << state.SIZE_SHIFT) - 1) >> state.SIZE_SHIFT
-    return (at << 20) | (kind << 16) | field, (steps << 48) | (peer << 24) | owner
+    first = (at << state.TIME_SHIFT) | (kind << state.KIND_SHIFT) | field
+    return first, (steps << 48) | (peer << 24) | owner
+
+
+@njit
+def plan(model: Model, at: int, kind: int, field: int, node: int, other: int) -> None:
+    """Something that happens at a node by itself, without a message."""
+    first = (at << state.TIME_SHIFT) | (kind << state.KIND_SHIFT) | field
+    push(model.core, model.ring, model.chunks, model.events, first, (node << 24) | other)
+
+
+@njit
+def dial(model: Model, node: int, other: int, now: int) -> None:
+    """A connection that takes its round trips, or fails in silence."""
+    if other != node and model.nodes[other, state.ALIVE]:
+        way = pair_delay(model.core, model.reals, model.nodes, model.matrix, node, other)
+        plan(model, now + DIAL_WAYS * way, state.DIAL, model.nodes[node, state.SESSION] & 0xFFFF, node, other)
+
+
+@njit
+def dial_some(model: Model, node: int, count: int, now: int) -> None:
+    """Random nodes; who is away is not replaced."""
+    for _ in range(count):
+        dial(model, node, below(model.words, len(model.nodes)), now)
+
+
+@njit
+def plan_upkeep(model: Model, node: int, now: int) -> None:
+    period = model.core[state.UPKEEP_TICKS]
+    if period > 0:
+        at = now + period // 2 + below(model.words, period)
+        plan(model, at, state.UPKEEP, model.nodes[node, state.SESSION] & 0xFFFF, node, 0)
 
 
 @njit
@@ -284,11 +301,11 @@ def back_off(model: Model, slot: int, now: int) -> None:
 
 
 @njit
-def send_prune(model: Model, owner: int, slot: int, now: int) -> None:
-    """Starts the backoff on this side."""
+def send_prune(model: Model, owner: int, slot: int, with_px: int, now: int) -> None:
+    """Starts the backoff on this side. `with_px`: it offers other peers."""
     model.core[state.SENT_PRUNE] += 1
     back_off(model, slot, now)
-    transmit(model, owner, slot, state.PRUNE, 0, model.core[state.PRUNE_BYTES], now)
+    transmit(model, owner, slot, state.PRUNE, with_px, model.core[state.PRUNE_BYTES], now)
 
 
 @njit

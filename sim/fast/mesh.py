@@ -128,7 +128,7 @@ def shrink(model: Model, node: int, now: int) -> None:
             at -= 1
         picks[at] = slot
     for index in range(kept, count):
-        send_prune(model, node, leave(nodes, model.links, marks, node, picks[index]), now)
+        send_prune(model, node, leave(nodes, model.links, marks, node, picks[index]), 1, now)
 
 
 @njit

@@ -8,7 +8,7 @@ import numpy as np
 
 from sim.fast import state
 from sim.fast.jit import njit
-from sim.fast.links import add, dial_some, drop_row, find, join, leave, remove, send_message, send_news
+from sim.fast.links import connect, dial_some, drop_row, find, join, leave, plan_upkeep, remove, send_message, send_news
 from sim.fast.state import Int64, Model
 
 
@@ -71,20 +71,29 @@ def go_up(model: Model, node: int, now: int) -> None:
     if nodes[node, state.ALIVE]:
         return
     nodes[node, state.ALIVE] = 1
+    nodes[node, state.SINCE] = now
     nodes[node, state.TICKS] = 0
+    nodes[node, state.SESSION] += 1
     core[state.ALIVE_COUNT] += 1
     model.seen[node, :] = 0
     if core[state.IS_MAINTAINED]:
-        dial_some(model, node, now)
+        dial_some(model, node, core[state.DIALS], now)
+        plan_upkeep(model, node, now)
 
 
 @njit
 def go_down(model: Model, node: int) -> None:
-    nodes = model.nodes
-    if nodes[node, state.ALIVE]:
-        nodes[node, state.ALIVE] = 0
-        model.core[state.ALIVE_COUNT] -= 1
-        drop_row(nodes, model.links, model.marks, node)
+    """What it had not got yet, it is not expected to get."""
+    core, nodes, messages = model.core, model.nodes, model.messages
+    if not nodes[node, state.ALIVE]:
+        return
+    for number in range(core[state.OLDEST], core[state.NEWEST] + 1):
+        slot = number % len(messages)
+        if model.seen[node, slot] <= 0 and messages[slot, state.AT] >= nodes[node, state.SINCE]:
+            core[state.EXPECTED] -= 1
+    nodes[node, state.ALIVE] = 0
+    core[state.ALIVE_COUNT] -= 1
+    drop_row(nodes, model.links, model.marks, node)
 
 
 @njit
@@ -99,8 +108,7 @@ def run_script(model: Model, index: int) -> None:
     elif kind == state.DOWN:
         go_down(model, a)
     elif kind == state.CONNECT:
-        add(nodes, links, marks, a, b, x, 1)
-        add(nodes, links, marks, b, a, y, 0)
+        connect(model, a, b, x, y, now)
     elif kind == state.DISCONNECT:
         remove(nodes, links, marks, a, b)
         remove(nodes, links, marks, b, a)

@@ -24,22 +24,26 @@ Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 
 # --- the calendar ----------------------------------------------------------------------------------------------
-BUCKET_SHIFT = 3  # ticks per bucket, as a power of two: 80 µs with ticks of 10 µs
-RING = 16_384  # buckets: 1.3 s ahead; what is later goes round again
+BUCKET_SHIFT = 4  # ticks per bucket, as a power of two: 160 µs with ticks of 10 µs
+RING = 8_192  # buckets: 1.3 s ahead; what is later goes round again
 CHUNK = 32  # events per block of a bucket: half a kilobyte, read in sequence
 HEAD, TAIL = 0, 1  # columns of `ring`: chunks of a bucket
 NEXT, USED = 0, 1  # columns of `chunks`
 
 # --- events: [time ‖ kind ‖ field][size ‖ node ‖ from] ---------------------------------------------------------
-MESSAGE, IHAVE, IWANT, GRAFT, PRUNE, IDONTWANT, NEWS, RESPONSE = range(8)  # NEWS: IHAVE with a graft
-QUEUED = 8  # added to a kind: it stands before the receiver's downlink
+# NEWS is an IHAVE with a graft, RESPONSE a message that was asked for, DIAL a connection that is about to stand (node
+# dials from), UPKEEP a node's look at its connections.
+MESSAGE, IHAVE, IWANT, GRAFT, PRUNE, IDONTWANT, NEWS, RESPONSE, DIAL, UPKEEP = range(10)
+QUEUED = 16  # added to a kind: it stands before the receiver's downlink
+TIME_SHIFT = 21
+KIND_SHIFT = 16
 AGE_SHIFT = 6  # an IHAVE carries how long it was under way, in steps of 64 ticks
 SIZE_SHIFT = 3  # sizes travel in steps of eight bytes
 NODES_MAX = 1 << 24  # a node's number in an event has 24 bits
 SLOTS_MAX = 1 << 16  # a message's slot has 16
 
 # --- columns of `nodes` ----------------------------------------------------------------------------------------
-START, COUNT, MESH, CAPACITY, ALIVE, PHASE, TICKS, REGION, NODE_COLUMNS = range(9)
+START, COUNT, MESH, CAPACITY, ALIVE, SINCE, PHASE, TICKS, SESSION, REGION, NODE_COLUMNS = range(11)
 
 # --- columns of `flows`, ticks and ticks per byte; 0: no limit -------------------------------------------------
 UP_PER_BYTE, DOWN_PER_BYTE, UP_BUSY, DOWN_BUSY, QUEUE_BYTES, FLOW_COLUMNS = range(6)
@@ -69,6 +73,7 @@ PUBLISH, UP, DOWN, CONNECT, DISCONNECT, MESH_ON, MESH_OFF = range(7)
     SENT_IDONTWANT,
     SENT_BYTES,
     DELIVERED,  # first copies, the publisher's own not among them
+    TIMELY,  # those of nodes that were up when the message was published
     DUPLICATES,
     RECOVERED,  # first copies that came by IWANT
     LOST,
@@ -76,9 +81,9 @@ PUBLISH, UP, DOWN, CONNECT, DISCONNECT, MESH_ON, MESH_OFF = range(7)
     STALE,  # copies older than the memory for messages
     REFUSED,  # connections that found a full row
     PUBLISHED,
-    EXPECTED,  # deliveries if all were complete: nodes up at the time of publishing, less the publisher
+    EXPECTED,  # nodes up at the time of publishing, less the publisher and those that left before they had it
     COUNTERS,
-) = range(17)
+) = range(18)
 
 # --- where the kernel is: the next ones ------------------------------------------------------------------------
 (
@@ -132,8 +137,13 @@ NOT_OPEN = -2
     KEEP,
     BIN_TICKS,
     SALT,
+    PX_PEERS,
+    PX_DIALS_MAX,
+    OUTBOUND_BOTH,
+    UPKEEP_TICKS,
+    REDIALS_MAX,
     CORE,
-) = range(PLACES, PLACES + 32)
+) = range(PLACES, PLACES + 37)
 (
     GOSSIP_FACTOR,
     OPPORTUNISTIC_BELOW,
@@ -147,8 +157,9 @@ NOT_OPEN = -2
     LOSS,
     LATENCY_LOW,
     LATENCY_HIGH,
+    PX_SCORE_MIN,
     REALS,
-) = range(13)
+) = range(14)
 
 CHANCE, TRACE = 0, 1  # `words`
 IDS, PICKS, RANKS = 0, 1, 2  # `scratch`
@@ -189,6 +200,11 @@ class Rules:
     keep: int = 2_000_000  # messages older than that are forgotten
     bin_ticks: int = 10  # of the delay histogram
     salt: int = 0  # of the latencies between pairs
+    px_peers: int = 16  # peers offered with a PRUNE
+    px_dials_max: int = 8
+    outbound_both: bool = False  # v1.0 knows no difference between who dialled and who was dialled
+    upkeep_ticks: int = 0  # between two looks at one's connections, about; 0: never
+    redials_max: int = 4  # at each
     gossip_factor: float = 0.25
     opportunistic_below: float = 2.0
     time_weight: float = 0.0  # P1, per tick in the mesh
@@ -201,6 +217,7 @@ class Rules:
     loss: float = 0.0
     latency_low: float = 1_000.0  # of a pair, uniform; unless there is a matrix
     latency_high: float = 15_000.0
+    px_score_min: float = 10.0  # of who prunes, to dial whom it offers
 
     def arrays(self) -> tuple[Int64, Float64]:
         """`core` and `reals`, with the kernel at its start."""
