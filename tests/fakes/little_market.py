@@ -28,7 +28,7 @@ from cocoon.node import (
     open_plain_node,
     open_provider,
 )
-from cocoon.ports import Store
+from cocoon.ports import Clock, Store
 from cocoon.types import Network, Prices, Secret, TrustLevel
 from p2p import NodeSettings
 from p2p.interface import DhtMode
@@ -74,10 +74,10 @@ class Provider:
 class LittleMarket:
     """Made by `open_market`."""
 
-    def __init__(self, nursery: trio.Nursery, wires: MemoryNetwork) -> None:
+    def __init__(self, nursery: trio.Nursery, wires: MemoryNetwork, clock: Clock) -> None:
         self._nursery = nursery
         self.wires = wires
-        self.clock = VirtualClock()
+        self.clock = clock
         self.chain = LedgerChain(self.clock)
         self._scopes: dict[int, trio.CancelScope] = {}
         self.plain: PlainNode | None = None
@@ -145,6 +145,7 @@ class LittleMarket:
         enclave: Enclave | None = None,
         payout: bytes | None = None,
         claim_cost_nano: int = 1_000_000,
+        payments: ProviderPayments | None = None,
         store: MemoryStore | None = None,
         **settings: Any,
     ) -> Provider:
@@ -153,7 +154,6 @@ class LittleMarket:
         entropy = SeededEntropy(name)
         store = store or MemoryStore(clock=self.clock, entropy=entropy)
         wallet = LedgerWallet(self.chain)
-        payments = None
         if payout is not None:
             payments = ProviderPayments(
                 payout=payout,
@@ -218,10 +218,10 @@ class LittleMarket:
 
 
 @asynccontextmanager
-async def open_market(*, delay_s: float = 0.005) -> AsyncIterator[LittleMarket]:
-    """A plain node to meet at; add providers and clients."""
+async def open_market(*, delay_s: float = 0.005, clock: Clock | None = None) -> AsyncIterator[LittleMarket]:
+    """A plain node to meet at; add providers and clients. With a real `clock` it is for a real chain."""
     async with trio.open_nursery() as nursery:
-        market = LittleMarket(nursery, MemoryNetwork(delay_s=delay_s))
+        market = LittleMarket(nursery, MemoryNetwork(delay_s=delay_s), clock or VirtualClock())
         await market.add_plain()
         yield market
         nursery.cancel_scope.cancel()
