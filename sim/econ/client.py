@@ -262,6 +262,7 @@ class ClientPeer:
         self.key = Key(f"{env.seed}/{setup.name}/client")
         self.peer: PeerId = peer_id_of_key(self.key.public)
         self.is_up = False
+        self.starts = 0
         self.clock_ahead_ns = 0
         self.book = OfferBook(env.network)
         self.history = History()
@@ -297,6 +298,7 @@ class ClientPeer:
         if self.is_up:
             return
         self.is_up = True
+        self.starts += 1
         if self._book_wake is not None:
             self.book = OfferBook(self.env.network)
             self.purse.clock_ahead_ns = self.clock_ahead_ns

@@ -157,6 +157,10 @@ class ProviderPeer:
         """Of 10⁶ output tokens, as offered now."""
         return self.spec.prices.output_nano
 
+    def mark_dishonest(self) -> None:
+        """For the tally, and for rules that know everything."""
+        self.setup = replace(self.setup, is_honest=False)
+
     # --- life --------------------------------------------------------------------------------------------
 
     def start(self) -> None:

@@ -35,6 +35,7 @@ from sim.econ.rules import Pick
 
 SHEDS_MAX: Final = 24  # refusals in one request before it is a failure
 RETRY_NS: Final = 400 * MILLISECOND_NS  # nobody is left: look again
+OUTPUT_HEADROOM: Final = 150  # percent: nobody knows beforehand how long the answer will be
 PROMPT_SLACK: Final = 8  # the declared prompt is an estimate from above
 SPEED_TOKENS_MIN: Final = 8  # fewer tell nothing of a provider's speed
 
@@ -97,7 +98,7 @@ class Purchase:
     @property
     def tokens_left(self) -> int:
         """Of the answer."""
-        return self.order.tokens - self.received
+        return max(1, self.order.tokens - self.received)
 
     @property
     def prompt_tokens(self) -> int:
@@ -271,7 +272,8 @@ class Try:
         self._client = purchase.client
         self._link: Link | None = None
         self._id = -1
-        self._started_ns = self._client.env.now
+        self.began_ns = self._client.env.now
+        self.ended_ns = 0
         self._accepted_ns = 0
         self._first_ns = 0
         self._tokens = 0
@@ -297,10 +299,15 @@ class Try:
         terms = offer.offer.terms
         self._prompt = purchase.prompt_tokens
         input_max = self._prompt + PROMPT_SLACK
-        output_max = min(purchase.tokens_left, offer.offer.output_tokens_max)
+        output_max = min(purchase.tokens_left * OUTPUT_HEADROOM // 100, offer.offer.output_tokens_max)
         payer = client.purse.payer
         try:
             budget = purchase.budget()
+            output_max = budget.output_tokens_affordable(
+                offer.prices, input_tokens_max=input_max, most_tokens=output_max
+            )
+            if output_max < purchase.tokens_left:
+                raise SpendCapReached("the rest of the answer does not fit the budget")
             self.attempt = payer.attempt(
                 budget,
                 AttemptTerms(
@@ -316,7 +323,11 @@ class Try:
             self._fail("budget" if isinstance(error, SpendCapReached) else "account", is_their_fault=False)
             return
         is_patient = not client.rule.has_care or purchase.record.refusals >= setup.sheds_max
-        body = {"prompt": self._prompt, "tokens": output_max, "request": purchase.order.number}
+        body = {
+            "prompt": self._prompt,
+            "tokens": min(purchase.tokens_left, output_max),
+            "request": purchase.order.number,
+        }
         filler = "x" * (4 * self._prompt)
         self._link = link
         try:
@@ -411,7 +422,7 @@ class Try:
                 now=client.now,
             )
         self._note(is_good=not is_noticed)
-        if self._tokens < self.purchase.order.tokens and self.purchase.tokens_left > 0:
+        if self.purchase.received < self.purchase.order.tokens:
             self.purchase.failed(self, "short", is_refusal=False)
             return
         self.purchase.finished(self, is_wrong=self._is_wrong)
@@ -457,13 +468,14 @@ class Try:
 
     def _close(self) -> None:
         self.is_over = True
+        self.ended_ns = self._client.env.now
         counts = self._client.inflight
         counts[self.provider.number] = max(0, counts.get(self.provider.number, 0) - 1)
 
     def _note(self, *, is_good: bool) -> None:
         now = self._client.env.now
-        first_s = (self._first_ns - self._started_ns) / SECOND_NS if self._first_ns else None
-        total_s = (now - self._started_ns) / SECOND_NS
+        first_s = (self._first_ns - self.began_ns) / SECOND_NS if self._first_ns else None
+        total_s = (now - self.began_ns) / SECOND_NS
         self._client.rule.noted(self.provider.number, first_s=first_s, total_s=total_s, is_good=is_good, now=now)
 
     # --- patience ----------------------------------------------------------------------------------------

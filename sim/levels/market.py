@@ -26,6 +26,8 @@ from cocoon.market.offer import OfferSpec
 from cocoon.pay.effects import ClaimConfirmed, EpochRolled, ForeignClaim
 from cocoon.ports import Verdict
 from cocoon.types import MILLISECOND_NS, NANO_PER_TON, NO_DIGEST, SECOND_NS, PeerId, Prices
+from cocoon.types import Network as CocoonNetwork
+from cocoon.wire.messages import OffersQuery
 from p2p.gossip import Verdict as GossipVerdict
 from sim.chain import ChainTerms, Ledger, Outage, Reorg, SimChain
 from sim.chain.gas import Fees
@@ -51,8 +53,8 @@ OUTPUT_TOKENS_MAX: Final = 8_192
 TOKENS_MIN: Final = 8
 WALLET_NANO: Final = 2 * NANO_PER_TON  # what a provider's wallet holds for claims
 VOUCHER_STEP_NANO: Final = 100_000
-CHAIN_BEHIND_S: Final = 60.0  # blocks go on so long after the last order, so that claims can settle
-SETTLE_S: Final = 30.0
+SETTLE_S: Final = 30.0  # after the last order, and again after the last claim
+ASK_AGAIN_NS: Final = 300 * SECOND_NS
 OPEN_VERDICT: Final = {
     Verdict.ACCEPT: GossipVerdict.ACCEPT,
     Verdict.IGNORE: GossipVerdict.IGNORE,
@@ -70,10 +72,8 @@ class Model:
     @property
     def topics(self) -> tuple[str, str]:
         """Of offers and of beacons."""
-        from cocoon.types import Network as Net
-
         shard = shard_of(self.digest)
-        return offers_topic(Net.DEVNET, shard), load_topic(Net.DEVNET, shard)
+        return offers_topic(CocoonNetwork.DEVNET, shard), load_topic(CocoonNetwork.DEVNET, shard)
 
 
 @dataclass(slots=True)
@@ -138,8 +138,6 @@ class Market:
         self.wrap_engine: dict[int, Callable[[Engine], Engine]] = {}  # by index of the provider, before it starts
         self.on_done: list[Callable[[Purchase], None]] = []
         self._orders = 0
-        self._unclaimed: dict[tuple[int, bytes], list[tuple[int, int]]] = {}
-        self._is_started = False
         env.kernel.at(self.chain.deadline(), self._block)
 
     # --- peers -------------------------------------------------------------------------------------------
@@ -245,11 +243,14 @@ class Market:
 
     def start(self) -> None:
         """Everybody comes up, and clients begin to want."""
-        self._is_started = True
         for provider in self.providers:
             provider.start()
         for client in self.clients:
             client.start()
+        self.begin_demand()
+
+    def begin_demand(self) -> None:
+        """Clients begin to want; those that are down want nothing that anybody counts."""
         for demand in self.demands:
             self._plan(demand)
 
@@ -272,15 +273,25 @@ class Market:
         if client.is_up:
             (client.heard_offer if is_offer else client.heard_beacon)(forwarder, data, shard=shard)
 
-    def ask_offers(self, client: ClientPeer) -> None:
-        """A client that came late asks everybody whom it could find, as it would after a lookup."""
-        from cocoon.wire.messages import OffersQuery
-
+    def ask_offers(self, client: ClientPeer, session: int = 0) -> None:
+        """A client asks everybody whom a lookup would find, and again every few minutes, as `cocoon.exchange` does."""
+        if not client.is_up or session != client.starts:
+            return
         for provider in self.providers:
             if provider.is_up:
                 reply = provider.publisher.answer(OffersQuery(model=b""), now=provider.now)
                 for message in reply.offers:
                     client.heard_offer(provider.peer, message)
+                for message in reply.beacons:
+                    client.heard_beacon(provider.peer, message)
+        self.env.kernel.after(ASK_AGAIN_NS, self.ask_offers, client, session)
+
+    def came_up(self, peer: ProviderPeer | ClientPeer) -> None:
+        """A node is up: so is its part in the market."""
+        peer.start()
+        if isinstance(peer, ClientPeer):
+            wait_ns = int(self.env.rng("first question", peer.number).uniform(0.5, 2.5) * SECOND_NS)
+            self.env.kernel.after(wait_ns, self.ask_offers, peer, peer.starts)
 
     def _rivals(self, provider: ProviderPeer) -> tuple[int, ...]:
         return tuple(
@@ -479,31 +490,22 @@ def attach_market(world: Any, scenario: Scenario, sink: Sink) -> MarketPart:
             by_number[node.number] = client
             if gossips is not None:
                 gossips.clients[node.number] = client
-        if gossips is not None and node.router is not None:
+        if gossips is not None and "gossip" in node.roles:
             gossips.join(node)
-    world.on_up(lambda node: _up(by_number.get(node.number)))
-    world.on_down(lambda node: _down(by_number.get(node.number)))
-    world.kernel.after(0, _begin, world, market, gossips)
+
+    def up(node: Any) -> None:
+        if node.number in by_number:
+            market.came_up(by_number[node.number])
+
+    def down(node: Any) -> None:
+        if node.number in by_number:
+            by_number[node.number].crash()
+
+    world.on_up(up)
+    world.on_down(down)
+    world.kernel.after(0, market.begin_demand)
+    world.market = market
     return MarketPart(market, stack)
-
-
-def _begin(world: Any, market: Market, gossips: Gossips | None) -> None:
-    if gossips is not None:  # nodes that are up before the market's topics were known
-        for node in world.nodes:
-            for topic in gossips._topics:
-                if node.is_up and node.router is not None:
-                    world.join(node, topic)
-    market.start()
-
-
-def _up(peer: Any) -> None:
-    if peer is not None:
-        peer.start()
-
-
-def _down(peer: Any) -> None:
-    if peer is not None:
-        peer.crash()
 
 
 def run_market(
