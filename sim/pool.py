@@ -23,6 +23,7 @@ from .errors import RunError, SimError
 from .job import Job, run_job
 
 PROGRESS_EVERY_S = 0.25
+IDLE_WAIT_S = 5.0  # for idle workers to see that their pipe has ended
 STOP_WAIT_S = 10.0  # for files to be closed, then a worker is killed
 
 OnProgress = Callable[[Job, float, str], None]
@@ -79,21 +80,36 @@ def _in_processes(jobs: Sequence[Job], workers: int, on_progress: OnProgress) ->
                         ready.send(busy[ready])
     finally:
         for pipe in pipes:
-            pipe.close()
+            pipe.close()  # the end of every worker that is waiting for a job
+        if not busy:
+            _join(processes, IDLE_WAIT_S)
         for one in processes:
-            one.terminate()
-        until = time.monotonic() + STOP_WAIT_S
+            if one.is_alive():
+                one.terminate()
+        _join(processes, STOP_WAIT_S)
         for one in processes:
-            one.join(max(0.1, until - time.monotonic()))
             if one.is_alive():
                 one.kill()
+
+
+def _join(processes: Sequence[BaseProcess], seconds: float) -> None:
+    until = time.monotonic() + seconds
+    for one in processes:
+        one.join(max(0.01, until - time.monotonic()))
 
 
 def _work(pipe: Connection) -> None:
     """A worker's life: jobs from the pipe, one after the other, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _interrupt)
-    with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
+    try:
+        _serve(pipe)
+    except KeyboardInterrupt:  # by SIGTERM: whatever it was doing has closed its files
+        return
+
+
+def _serve(pipe: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
         while True:
             job = pipe.recv()
             try:
