@@ -155,8 +155,8 @@ def report(cases: Sequence[Case], data: Path, overrides: Sequence[str]) -> Itera
         "",
         "What the simulator gives for set-ups that others have published figures of, and for the sizes that it claims.",
         "Each figure is the mean over the seeds, its 95 % interval (Student's t) in brackets; `sd` is the standard",
-        "deviation of single runs, which is what one published run may differ by. Every parameter that acts stands below",
-        "its table, as `python -m sim run … --set` takes it. Made by:",
+        "deviation of single runs, which is what one published run may differ by. Every parameter that acts stands",
+        "below its table, as `python -m sim run … --set` takes it. Made by:",
         "",
         "```sh",
         "python -m sim validity --data runs/validity --out docs/validity.md",
@@ -192,13 +192,10 @@ def _made_with(made: Mapping[str, Any]) -> str:
 def _case(case: Case, runs: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> Iterator[str]:
     figures = intervals(runs)
     yield from (f"## {case.title}", "")
-    seconds = interval([run["cpu_s"] for run in runs])
-    events = interval([run["events"] for run in runs])
-    yield from (
-        f"Level {case.level}, seeds 1 to {len(runs)}; a run has {events.mean:,.0f} events and takes {seconds.mean:,.1f} "
-        f"CPU-s and {max(run['rss_mb'] for run in runs):,.0f} MB.",
-        "",
-    )
+    cpu_s, events = (interval([run[key] for run in runs]).mean for key in ("cpu_s", "events"))
+    rss_mb = max(run["rss_mb"] for run in runs)
+    size = f"a run has {events:,.0f} events, takes {cpu_s:,.1f} CPU-s, and {rss_mb:,.0f} MB at most"
+    yield from (f"Level {case.level}, seeds 1 to {len(runs)}; {size}.", "")
     if runs[0]["gossip"]:
         yield from _gossip(case, figures, runs)
     if runs[0]["dht"]:
@@ -207,12 +204,20 @@ def _case(case: Case, runs: Sequence[Mapping[str, Any]], overrides: Sequence[str
         yield from (f"| {path} | {_text(figures[path])} | {_sd(figures[path])} |" for path in chosen if path in figures)
         yield ""
     scenario = plain(load(case.scenario, overrides=[*case.overrides, *overrides]))
-    settings = {
-        path: one for path, one in _leaves(scenario) if path.split(".")[0] in ("nodes", "net", "gossip", "dht", "run")
-    }
-    hidden = ("run.seed", "run.replications", "run.level")
-    shown = [f"{path}={value}" for path, value in settings.items() if value not in ("", [], {}) and path not in hidden]
-    yield from ("Parameters: " + ", ".join(f"`{one}`" for one in shown) + ".", "")
+    shown = [f"`{path}={value}`" for path, value in _leaves(scenario) if _acts(path, value, scenario)]
+    yield from ("Parameters: " + ", ".join(shown) + ".", "")
+
+
+def _acts(path: str, value: Any, scenario: Mapping[str, Any]) -> bool:
+    """Does this parameter do anything in this scenario? Churn that is off, for one, has many that do not."""
+    parts = path.split(".")
+    if parts[0] not in ("nodes", "net", "gossip", "dht", "run") or value in ("", [], {}):
+        return False
+    if parts[:1] == ["nodes"] and parts[2:3] == ["churn"] and parts[3] != "model":
+        return bool(scenario["nodes"][parts[1]]["churn"]["model"] != "none")
+    if path == "net.latency_ms":
+        return bool(scenario["net"]["model"] == "uniform")
+    return path not in ("run.seed", "run.replications", "run.level")
 
 
 def _gossip(case: Case, figures: Mapping[str, Interval], runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
