@@ -91,7 +91,7 @@ def varint(value: int) -> bytes:
 
 def varint_bytes(value: int) -> int:
     """`len(varint(value))`."""
-    return max(1, (value.bit_length() + 6) // 7)
+    return 1 if value < 128 else (value.bit_length() + 6) // 7
 
 
 def bytes_field(number: int, value: bytes) -> bytes:

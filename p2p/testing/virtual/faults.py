@@ -30,6 +30,11 @@ class Faults:
     def heal(self) -> None:
         self._groups = []
 
+    @property
+    def is_fair(self) -> bool:
+        """Nothing but delay and jitter: the ordinary case, which the network keeps short."""
+        return not (self._groups or self.loss or self.reorder or self.bytes_per_s is not None or self.pair_delay_s)
+
     def can_reach(self, a: bytes, b: bytes) -> bool:
         if not self._groups:
             return True
@@ -49,4 +54,5 @@ class Faults:
 
 
 def _chance(rng: Randomness) -> float:
-    return int.from_bytes(rng.randbytes(3), "big") % _FINE / _FINE
+    drawn = rng.randbytes(3)
+    return ((drawn[0] & 15) << 16 | drawn[1] << 8 | drawn[2]) / _FINE
