@@ -30,6 +30,7 @@ from ..serve.events import (
     RequestEnded,
     RequestFailed,
     RequestRefused,
+    ReservationWanted,
     SessionDraining,
 )
 from ..serve.reasons import Reason
@@ -293,6 +294,10 @@ class ProviderLink:
                     request.put(self._error_of(event))
             case ReceiptReceived():
                 self._on_receipt(self.peer, event)
+            case ReservationWanted():
+                if self._spending is not None:
+                    for payout in self._payouts:
+                        self._spending.ceiling_wanted(payout, event.ceiling_nano)
             case EvidenceReceived():
                 try:
                     self._evidence.send_nowait(event)

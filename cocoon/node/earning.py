@@ -99,6 +99,10 @@ class PaidSession(Protocol):
         """This request gets no more credit."""
         ...
 
+    def reserve(self, ceiling_nano: Nano) -> None:
+        """The client should sign a reservation."""
+        ...
+
 
 class Earnings:
     """One per payout address. `open` before `run`; sessions come after."""
@@ -319,8 +323,10 @@ class Earnings:
                 )
             case EpochRolled() as event:
                 log.warning("account.rolled", extra={"account": event.account.hex(), "lost_nano": event.lost_nano})
-            case CeilingWanted():
-                pass  # the client's machine reserves by the same sums, at the same point, without being asked
+            case CeilingWanted(account=account, ceiling_nano=ceiling_nano):
+                for session in self._of_account.get(account, ()):
+                    self._sessions[session][1].reserve(ceiling_nano)
+                    break  # one client signs for an account, wherever it hears of it
 
     def _credit_changed(self, account: bytes) -> None:
         changed = self._changed.pop(account, None)

@@ -19,7 +19,7 @@ from ..pump import SessionPump
 from ..serve.events import AuthenticationReceived, RequestClosed, RequestOpened, VoucherReceived
 from ..serve.provider_session import ProviderSession
 from ..serve.reasons import Reason
-from ..types import Digest
+from ..types import Digest, Nano
 from .earning import Earnings
 
 log = logging.getLogger("cocoon.pay")
@@ -138,6 +138,11 @@ class PayingClient:
             self._stop(request_id)
             now = self._clock.now()
             self._pump.perform(self._machine.fail(request_id, Reason.PAYMENT_REQUIRED, detail=fault.value, now=now))
+
+    def reserve(self, ceiling_nano: Nano) -> None:
+        """Ask the client for it."""
+        if not self._pump.is_ended:
+            self._pump.perform(self._machine.reserve(ceiling_nano))
 
     # --- helpers -----------------------------------------------------------------------------------------
 

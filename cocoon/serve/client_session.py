@@ -45,6 +45,7 @@ from ..wire.messages import (
     Pong,
     Receipt,
     Refused,
+    Reserve,
     SealedRequest,
     Voucher,
 )
@@ -57,6 +58,7 @@ from .events import (
     RequestEnded,
     RequestFailed,
     RequestRefused,
+    ReservationWanted,
     SessionDraining,
 )
 from .handshake import ClientHandshake
@@ -314,6 +316,8 @@ class ClientSession:
                 out.append(Send(message=self._heartbeat.answer(message, now)))
             case Pong():
                 pass
+            case Reserve():
+                out.append(Emit(event=ReservationWanted(ceiling_nano=message.ceiling_nano)))
             case Goodbye():
                 self._is_draining = True
                 out.append(Emit(event=SessionDraining(reason=message.reason)))

@@ -195,12 +195,19 @@ class SessionDraining:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReservationWanted:
+    """The provider asks that so much be reserved for it, in all. A wish: what is granted is the payer's decision."""
+
+    ceiling_nano: Nano
+
+
 ProviderEvent = (
     HelloReceived | AuthenticationReceived | RequestOpened | RequestCancelled | OutputDrained | VoucherReceived
     | RequestClosed | SessionDraining
 )  # fmt: skip
 ClientEvent = (
     EvidenceReceived | RequestAccepted | OutputReceived | ReceiptReceived | RequestEnded | RequestRefused
-    | RequestFailed | SessionDraining
+    | RequestFailed | SessionDraining | ReservationWanted
 )  # fmt: skip
 Event = ProviderEvent | ClientEvent

@@ -24,7 +24,7 @@ from ..errors import (
     Unavailable,
 )
 from ..ports.engine import Delta
-from ..types import Digest, FinishReason, Network, PeerId, Usage
+from ..types import Digest, FinishReason, Nano, Network, PeerId, Usage
 from ..wire import limits
 from ..wire.codec import decode_as
 from ..wire.messages import (
@@ -42,6 +42,7 @@ from ..wire.messages import (
     Pong,
     ReceiptBody,
     Refused,
+    Reserve,
     Voucher,
 )
 from . import bounds, sealing
@@ -319,6 +320,10 @@ class ProviderSession:
             return ()
         self._handshake.unauthenticated(session, detail)
         return tuple(self._take_held(now))
+
+    def reserve(self, ceiling_nano: Nano) -> Effects:
+        """Ask the client to sign a reservation up to this amount."""
+        return () if self._is_closed else (Send(message=Reserve(ceiling_nano=ceiling_nano)),)
 
     def paid(self, session: Digest, *, now: int) -> Effects:
         """The gate may let more of this session's requests out: try again those that it held back."""

@@ -336,9 +336,15 @@ class Goodbye(Message, frozen=True, tag=15):
     reason: Annotated[str, Meta(min_length=1, max_length=32, pattern=r"^[a-z_]+\Z")]
 
 
+class Reserve(Message, frozen=True, tag=16):
+    """Provider → client: half of the unsecured credit is used; please sign a voucher with this ceiling (rule M3)."""
+
+    ceiling_nano: AmountNano  # cumulative, as in the voucher
+
+
 SessionMessage = (
     Hello | Evidence | Authenticate | Open | Accepted | Refused | Frame | Credit | Cancel | Receipt | Voucher
-    | Ping | Pong | Failed | Goodbye
+    | Ping | Pong | Failed | Goodbye | Reserve
 )  # fmt: skip
 """Everything that travels on `/cocoon/session/1`, one message per length-prefixed frame."""
 

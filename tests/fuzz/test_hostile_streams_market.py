@@ -29,6 +29,7 @@ from cocoon.wire.messages import (
     Open,
     Ping,
     Pong,
+    Reserve,
     Refused,
 )
 from tests.fakes.engine import ScriptedEngine
@@ -56,6 +57,7 @@ GOOD = [
     Ping(token=1),
     Pong(token=2),
     Goodbye(reason="draining"),
+    Reserve(ceiling_nano=1),
     OffersQuery(model=bytes(32)),
     OffersReply(offers=[bytes(10)] * 3, beacons=[]),
 ]

@@ -573,3 +573,24 @@ def test_a_prompt_beyond_the_credit_is_served_once_its_reservation_is_on_chain()
         assert voucher.cumulative_nano == reply.summary.cost_nano
 
     run(scenario)
+
+
+def test_a_client_that_spends_fast_reserves_as_it_is_asked_and_is_never_cut_off() -> None:
+    """3 TON in one answer, from an account with a bond of one: the credit is renewed on chain while it runs."""
+
+    async def scenario(market: LittleMarket) -> None:
+        account = market.open_account(balance_nano=20 * TON)
+        provider = await market.add_provider(
+            "dear", engine_of(3_000, token_s=0.02), output_nano=1_000 * TON, payout=PAYOUT
+        )
+        client = await market.add_client(payment=market.payment(account, spend_max_nano=10 * TON))
+        async with client.generate("chat.completions", ask(max_tokens=3_000), spend_max_nano=5 * TON) as reply:
+            assert sum([len(delta.token_ids) async for delta in reply]) == 3_000
+        assert reply.summary.cost_nano > 3 * TON
+        await trio.sleep(1)  # the last voucher
+        provider.role.claim_all()
+        await trio.sleep(60)
+        assert market.chain.paid[PAYOUT] == reply.summary.cost_nano
+        assert len(provider.wallet.messages) < 40
+
+    run(scenario)

@@ -284,6 +284,7 @@ def message_values() -> list[tuple[wire.Message, str]]:
         (wire.Pong(token=5), "yes"),
         (wire.Failed(id=3, reason="engine_failed", detail=""), "it cannot go on"),
         (wire.Goodbye(reason="draining"), "no new requests"),
+        (wire.Reserve(ceiling_nano=150_000_000), "0.15 TON"),
         (OFFER, "an offer of the test model"),
         (signed_offer, "the signature is not genuine"),
         (BEACON, "half full"),
