@@ -82,9 +82,11 @@ def random_rows(
     region: NDArray[np.int32] | None = None,
     alive: NDArray[np.bool_] | None = None,
     matrix: Float64 | None = None,
+    spare: int = 0,
     all_in_mesh: bool = False,
 ) -> Rows:
-    """`all_in_mesh`: a mesh that stands, for propagation alone. Raises WorldInvalid."""
+    """`spare`: slots per node for connections to come. `all_in_mesh`: a mesh that stands, for propagation alone. Raises
+    WorldInvalid."""
     count = rules.dials if dials is None else dials
     if count >= nodes:
         raise WorldInvalid(f"gossip.dials: {nodes} nodes cannot dial {count} others each")
@@ -95,6 +97,7 @@ def random_rows(
         _draw_dials(known, picks, seeded(seed, "fast.dials"))
         capacity = np.zeros(nodes, np.int64)
         _count(picks, capacity)
+        capacity += spare
         if rules.has_churn:
             capacity = np.maximum(capacity, 2 * count) * ROW_ROOM + 8
         rows = new_rows(capacity, has_scores=rules.has_scores, has_idontwant=rules.has_idontwant)

@@ -247,6 +247,7 @@ def send_ihave(model: Model, owner: int, slot: int, kind: int, ids: int, now: in
     core, seen = model.core, model.seen
     core[state.SENT_IHAVE] += 1
     told = min(ids, core[state.IDS_MAX])
+    size = core[state.IDS_BYTES] + told * core[state.ID_BYTES]
     if not core[state.HAS_BANDWIDTH]:
         peer = model.links[slot, state.PEER]
         is_news = False
@@ -255,8 +256,9 @@ def send_ihave(model: Model, owner: int, slot: int, kind: int, ids: int, now: in
                 is_news = True
                 break
         if not is_news:
+            core[state.SENT_BYTES] += size
             return
-    transmit(model, owner, slot, kind, 0, core[state.IDS_BYTES] + told * core[state.ID_BYTES], now)
+    transmit(model, owner, slot, kind, 0, size, now)
 
 
 @njit
