@@ -31,7 +31,7 @@ ATTACK_S = 6.0
 MESSAGES_PER_S = 10
 TAIL_S = 5.0  # for what is still on its way when an attack ends
 DELIVERED_MIN = 0.99
-GROWTH_BYTES_MAX = 64 << 20  # what an attack may leave behind in the victim, free lists of the allocator included
+GROWTH_BYTES_MAX = 64 << 20  # what an attack, or all of them for half an hour, may leave behind in the victim
 
 
 @dataclass(slots=True)
@@ -150,6 +150,7 @@ class Suffered:
     lost: int
     echoes: int
     echoes_failed: int
+    held_bytes: int
     grown_mib: int
     resident_mib: int
 
@@ -173,11 +174,11 @@ async def suffer(
             await trio.sleep(0.1)
     after = await victim.numbers()
     delivered = len(sent & honest.heard) / len(sent)
-    grown = after["resident_bytes"] - before["resident_bytes"]
+    grown = after["held_bytes"] - before["held_bytes"]
     line = (
         f"{names}: acts {[enemy.acts for enemy in enemies]}, delivered {delivered:.1%} of {len(sent)}, "
         f"echoes {honest.echoes} ({honest.echo_failures} failed), memory {grown / (1 << 20):+.0f} MiB "
-        f"to {after['resident_bytes'] >> 20} MiB"
+        f"to {after['held_bytes'] >> 20} MiB, resident {after['resident_bytes'] >> 20} MiB"
     )
     assert all(enemy.acts for enemy in enemies), f"an attack did not happen: {line}"
     assert delivered >= DELIVERED_MIN, line
@@ -191,6 +192,7 @@ async def suffer(
         lost=len(sent - honest.heard),
         echoes=honest.echoes,
         echoes_failed=honest.echo_failures,
+        held_bytes=after["held_bytes"],
         grown_mib=grown >> 20,
         resident_mib=after["resident_bytes"] >> 20,
     )
@@ -217,11 +219,13 @@ def test_half_an_hour_of_attacks() -> None:
 
     async def main() -> None:
         async with open_victim() as victim, honest_peers(victim) as honest:
+            fresh = (await victim.numbers())["held_bytes"]
             while form.is_due:
                 with form.round() as number:
                     chosen = random.Random(number).sample(ATTACKS, 3)
                     it = await suffer(victim, honest, chosen, seed=number, duration_s=10.0)
-                    form.note(grown_mib=it.grown_mib, resident_mib=it.resident_mib)
+                    assert it.held_bytes - fresh < GROWTH_BYTES_MAX, "a little of every attack stays"
+                    form.note(held_mib=it.held_bytes >> 20, grown_mib=it.grown_mib, resident_mib=it.resident_mib)
                     form.count(messages=it.messages, lost=it.lost, echoes=it.echoes, echoes_failed=it.echoes_failed)
 
     trio.run(main)
