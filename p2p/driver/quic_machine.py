@@ -28,6 +28,7 @@ from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import (
     CONNECTION_LIMIT_FRAME_CAPACITY,
     END_STATES,
+    EPOCHS,
     MAX_STREAM_DATA_FRAME_CAPACITY,
     NetworkAddress,
     QuicConnection,
@@ -164,6 +165,9 @@ class _Quiet:
 
 
 _QUIET: Any = _Quiet()
+_TICKET_BYTES = 512  # for session tickets, of which we make none
+_CRYPTO_OUT_BYTES = {tls.Epoch.INITIAL: 2 * KIB, tls.Epoch.HANDSHAKE: 8 * KIB, tls.Epoch.ONE_RTT: _TICKET_BYTES}
+_EPOCHS = {epochs: epochs for epochs in map(EPOCHS, ("IH01", "IH1", "01", "1"))}  # one of each kind for all
 
 
 def configuration(*, is_client: bool, certificate: Any, private_key: Any) -> QuicConfiguration:
@@ -217,6 +221,9 @@ class QuicMachine(QuicConnection):
         self._next_ping = 0
         self._logger = _QUIET
         self._loss._logger = _QUIET
+        handlers = self._QuicConnection__frame_handlers  # type: ignore[attr-defined]  # 7 KiB of equal sets otherwise
+        for kind, (handler, epochs) in handlers.items():
+            handlers[kind] = (handler, _EPOCHS.get(epochs, epochs))
         self._local_max_stream_data_bidi_local = settings.window_bytes
         self._local_max_stream_data_bidi_remote = settings.window_bytes
         self._local_max_stream_data_uni = 0
@@ -473,9 +480,15 @@ class QuicMachine(QuicConnection):
             )
             return
         self.remote_peer = peer
-        self.tls._peer_certificate = None  # 2 KiB that nobody needs any more, and 48 KiB:
-        self._crypto_buffers = {tls.Epoch.ONE_RTT: Buffer(capacity=512)}
+        self._forget_handshake()
         found.append(Opened())
+
+    def _forget_handshake(self) -> None:
+        """What nobody needs any more: a third of the memory of a connection."""
+        context: Any = self.tls
+        context._peer_certificate = context.key_schedule = context._x25519_private_key = None
+        context._ec_private_keys = context.handshake_extensions = context.received_extensions = ()
+        self._crypto_buffers = {tls.Epoch.ONE_RTT: Buffer(capacity=_TICKET_BYTES)}
 
     def _room(self, stream: StreamState) -> int:
         quic = self._streams.get(stream.id)
@@ -576,6 +589,7 @@ class QuicMachine(QuicConnection):
 
     def _initialize(self, peer_cid: bytes) -> None:
         super()._initialize(peer_cid)
+        self._crypto_buffers = {epoch: Buffer(capacity=size) for epoch, size in _CRYPTO_OUT_BYTES.items()}
         self.tls._request_client_certificate = not self._is_client
         self.tls._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]  # a key each is made for every dial
         self.tls._signature_algorithms = [
