@@ -1,8 +1,9 @@
 """Keys of provider records. A program names content by a SHA-256 digest; on the wire such a key is a multihash.
 
-kad-dht/README.md, "Content provider routing": "the rendezvous point should converge on the minimal thing everyone agrees
-on, which is the multihash, not the CID". js-libp2p resets a stream whose key is none. Keys of values (`/namespace/…`) and
-of peers (their ids) go over the wire as they are; the distance of any key is over the hash of what is on the wire.
+kad-dht/README.md, "Content provider routing": "the rendezvous point should converge on the minimal thing everyone
+agrees on, which is the multihash, not the CID". js-libp2p resets a stream whose key is none. Keys of values
+(`/namespace/…`) and of peers (their ids) go over the wire as they are; the distance of any key is over the hash of what
+is on the wire.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from p2p.errors import P2PError
+from p2p.errors import P2PError, RecordInvalid
 from p2p.interface import RecordValidator
 from p2p.kad.keys import is_multihash, provider_key
 from p2p.kad.lookup import Lookup
@@ -72,8 +72,7 @@ class TooManyOperations(P2PError):
 class _Request(NamedTuple):
     operation_id: int | None  # None: a liveness check
     peer: KadPeer
-    kind: Kind
-    key: bytes
+    message: KadMessage
     deadline: int
 
 
@@ -189,24 +188,27 @@ class KadNode:
         request = self._requests.get(request_id)
         if request is None:
             return []
-        if not _fits(message, request):
+        if not self._is_answer(request.message, message):
             return self.garbled(request_id, now=now)
         del self._requests[request_id]
+        if not self.offences.is_banned(request.peer.peer, now=now):
+            self.table.heard(request.peer.peer, request.peer.addresses, now=now)
         return self._continue(request, message, now=now)
 
     def garbled(self, request_id: int, *, now: int) -> list[Effect]:
-        """An Ask was answered with bytes that are no message of the DHT."""
+        """An Ask was answered with what no honest peer answers: bytes that are no message of the DHT, if not worse."""
         request = self._requests.get(request_id)
-        if request is not None:
-            self._blame(request.peer.peer, now=now)
-        return self.failed(request_id, now=now)
+        effects = self.failed(request_id, now=now)
+        if request is not None and self.offences.count(request.peer.peer, now=now):
+            self.table.remove(request.peer.peer)
+        return effects
 
     def delivered(self, request_id: int, *, now: int) -> list[Effect]:
         """An Ask that has no answer was sent, over a stream that the peer had agreed to."""
         request = self._requests.get(request_id)
         if request is None:
             return []
-        return self.answered(request_id, KadMessage(kind=request.kind, key=request.key), now=now)
+        return self.answered(request_id, KadMessage(kind=request.message.kind, key=request.message.key), now=now)
 
     def ban(self, peer: bytes, *, now: int) -> None:
         """Neither in the table nor asked, for `ban_s`: the driver has seen enough of the peer's requests."""
@@ -272,27 +274,34 @@ class KadNode:
     def _ask(self, operation_id: int | None, peer: KadPeer, message: KadMessage, *, now: int) -> Ask:
         request_id = self._take_id()
         deadline = now + int(self._settings.request_timeout_s * NANOSECONDS)
-        self._requests[request_id] = _Request(operation_id, peer, message.kind, message.key, deadline)
+        self._requests[request_id] = _Request(operation_id, peer, message, deadline)
         return Ask(request_id, peer, message)
 
     def _continue(self, request: _Request, message: KadMessage | None, *, now: int) -> list[Effect]:
-        operation_id = request.operation_id
-        operation = None if operation_id is None else self._operations.get(operation_id, (None, 0))[0]
-        is_honest = True
-        if operation is not None:
-            if message is None:
-                operation.failed(request.peer)
-            else:
-                is_honest = operation.answered(request.peer, message)
-        if not is_honest:
-            self._blame(request.peer.peer, now=now)
-        elif message is not None and not self.offences.is_banned(request.peer.peer, now=now):
-            self.table.heard(request.peer.peer, request.peer.addresses, now=now)
-        return [] if operation_id is None or operation is None else self._advance(operation_id, now=now)
+        if request.operation_id is None or request.operation_id not in self._operations:
+            return []
+        operation, _ = self._operations[request.operation_id]
+        if message is None:
+            operation.failed(request.peer)
+        else:
+            operation.answered(request.peer, message)
+        return self._advance(request.operation_id, now=now)
 
-    def _blame(self, peer: bytes, *, now: int) -> None:
-        if self.offences.count(peer, now=now):
-            self.table.remove(peer)
+    def _is_answer(self, question: KadMessage, answer: KadMessage) -> bool:
+        """Could an honest peer have answered this? Some implementations leave out the key, or a record's echo."""
+        if answer.kind is not question.kind or answer.key not in (question.key, b""):
+            return False
+        if not all(is_multihash(known.peer) for known in (*answer.closer, *answer.providers)):
+            return False
+        if answer.record is None:
+            return True
+        if question.kind is Kind.PUT_VALUE:
+            return answer.record == question.record
+        try:
+            self.values.validate(question.key, answer.record)
+        except RecordInvalid:
+            return False  # validators are pure: whoever kept it asked none
+        return True
 
     def _take_id(self) -> int:
         self._next_id += 1
@@ -339,13 +348,3 @@ class KadNode:
         except TooManyOperations:
             pass  # busy nodes learn peers anyway
         return effects
-
-
-def _fits(message: KadMessage, request: _Request) -> bool:
-    """Is it an answer to this question, and are the peers in it peers at all? Some implementations leave out the
-    key. What becomes of a record is the operation's to say."""
-    return (
-        message.kind is request.kind
-        and message.key in (request.key, b"")
-        and all(is_multihash(known.peer) for known in (*message.closer, *message.providers))
-    )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from p2p.errors import RecordInvalid
 from p2p.kad.lookup import Lookup
 from p2p.kad.messages import KadMessage, KadPeer, Kind, Record
 from p2p.kad.store import ValueStore
@@ -64,10 +63,8 @@ class Operation:
         question = self.question()
         return [(peer, question) for peer in self.lookup.next_peers()]
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
-        """False when it is an answer that no honest peer gives."""
+    def answered(self, peer: KadPeer, message: KadMessage) -> None:
         self.lookup.answered(peer.peer, message.closer)
-        return True
 
     def failed(self, peer: KadPeer) -> None:
         self.lookup.failed(peer.peer)
@@ -87,14 +84,13 @@ class FindPeer(Operation):
         super().__init__(lookup, count=count)
         self._found: KadPeer | None = None
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
+    def answered(self, peer: KadPeer, message: KadMessage) -> None:
         super().answered(peer, message)
         for known in message.closer:
             if known.peer == self.lookup.key and known.addresses:
                 self._found = known
                 self.lookup.stop()
-                break
-        return True
+                return
 
     def result(self) -> Result:
         return PeerFound(self._found)
@@ -113,11 +109,10 @@ class FindProviders(Operation):
     def question(self) -> KadMessage:
         return KadMessage(kind=Kind.GET_PROVIDERS, key=self.lookup.key)
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
+    def answered(self, peer: KadPeer, message: KadMessage) -> None:
         super().answered(peer, message)
         self._asked += 1
         self._collect(message.providers)
-        return True
 
     def _collect(self, providers: tuple[KadPeer, ...]) -> None:
         for provider in providers:
@@ -151,18 +146,12 @@ class _Tell(Operation):
             return [(peer, self._message) for peer in closest]
         return []
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
+    def answered(self, peer: KadPeer, message: KadMessage) -> None:
         if self._waiting is None:
-            return super().answered(peer, message)
-        if peer.peer in self._waiting:
+            super().answered(peer, message)
+        elif peer.peer in self._waiting:
             del self._waiting[peer.peer]
-            if not self._has_taken(message):
-                return False
             self._told += 1
-        return True
-
-    def _has_taken(self, message: KadMessage) -> bool:
-        return True
 
     def failed(self, peer: KadPeer) -> None:
         if self._waiting is None:
@@ -189,10 +178,6 @@ class PutValue(_Tell):
         message = KadMessage(kind=Kind.PUT_VALUE, key=lookup.key, record=Record(lookup.key, value))
         super().__init__(lookup, count=count, message=message)
 
-    def _has_taken(self, message: KadMessage) -> bool:
-        """The answer repeats the record; some implementations leave it out."""
-        return message.record is None or message.record == self._message.record
-
     def result(self) -> Result:
         return ValuePut(self._told)
 
@@ -213,16 +198,13 @@ class GetValue(Operation):
     def question(self) -> KadMessage:
         return KadMessage(kind=Kind.GET_VALUE, key=self.lookup.key)
 
-    def answered(self, peer: KadPeer, message: KadMessage) -> bool:
+    def answered(self, peer: KadPeer, message: KadMessage) -> None:
+        """A record in it is valid: `KadNode` has seen to that."""
         if self._has_corrected:
-            return True
+            return
         super().answered(peer, message)
         if message.record is None:
-            return True
-        try:
-            self._store.validate(self.lookup.key, message.record)
-        except RecordInvalid:
-            return False  # counts as no value; validators are pure, so whoever kept it never asked one
+            return
         value = message.record.value
         self._responses += 1
         if self._best is None or self._store.better(self.lookup.key, self._best, value):
@@ -235,7 +217,6 @@ class GetValue(Operation):
             self._outdated.append(peer)
         if self._responses >= self._quorum:
             self.lookup.stop()
-        return True
 
     def next_asks(self) -> list[tuple[KadPeer, KadMessage]]:
         if not self.lookup.is_over:
