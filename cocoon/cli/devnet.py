@@ -2,7 +2,7 @@
 
 It prints the standard configuration file that any TON client can start from, and a faucet wallet. Its coins are worth
 nothing. With `--control`, standard input takes one command a line: `block`, `advance SECONDS`, `mint ADDRESS TON`,
-`faults SERVER JSON`.
+`faults SERVER JSON`, `fork` (a liar's server: its answer holds a configuration with an honest server beside it).
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from ..errors import ConfigError
     from ..types import Network
 
+    if args.control:
+        args.exit_with_parent = False  # both read standard input; its end ends the commands, and us
     prepared = setup(args)
     if args.network not in (None, Network.DEVNET.label):
         raise ConfigError("a devnet is a devnet", advice="Leave out --network.")
@@ -144,12 +146,23 @@ async def _command(devnet: Devnet, words: list[str]) -> dict[str, Any]:
                 await devnet.mint(_account(address), ton(amount))
             case ["faults", index, text] if index.isdigit() and int(index) < len(devnet.servers):
                 _set_faults(devnet, int(index), text)
+            case ["fork"]:
+                return await _fork(devnet)
             case _:
-                raise ConfigError("block | advance SECONDS | mint ADDRESS TON | faults SERVER JSON")
+                raise ConfigError("fork | block | advance SECONDS | mint ADDRESS TON | faults SERVER JSON")
     except CocoonError as error:
         return {"error": {"code": error.code, "message": str(error)}}
     last = devnet.blocks.last
     return {"event": words[0], "seqno": last.master.seqno, "time_s": last.now_s}
+
+
+async def _fork(devnet: Devnet) -> dict[str, Any]:
+    """A server with a chain of its own, and a configuration that names it beside an honest one."""
+    await devnet.fork()
+    await devnet.close_block()  # from here on the two contradict one another
+    config = devnet.global_config()
+    servers = config["liteservers"]
+    return {"event": "fork", "config": {**config, "liteservers": [servers[0], servers[-1]]}}
 
 
 def _account(text: str) -> bytes:

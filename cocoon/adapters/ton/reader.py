@@ -261,7 +261,7 @@ class ChainReader:
                 await self._prove(server.link, block)
             except CocoonError as error:
                 self._spurn(server, error)
-                failures.append(error)
+                failures.append(_with_name(server, error))
             else:
                 return block
         if failures:
@@ -337,12 +337,24 @@ class ChainReader:
                 return await question(server.link)
             except (Unavailable, ProofInvalid) as error:
                 self._spurn(server, error)
-                failures.append(error)
+                failures.append(_with_name(server, error))
         raise next((error for error in failures if isinstance(error, ProofInvalid)), failures[-1])
 
     def _spurn(self, server: _Server, error: CocoonError) -> None:
         server.spurned_until_ns = self.now() + SPURN_NS
         server.last_error = str(error)
+
+
+def _with_name(server: _Server, error: CocoonError) -> CocoonError:
+    """Who it was that sent what proves nothing."""
+    if not isinstance(error, ProofInvalid):
+        return error
+    named = ProofInvalid(
+        f"liteserver {server.link.name} sent what does not prove itself: {error}",
+        advice="Nothing of it was believed. Remove that server from the chain's configuration.",
+    )
+    named.__cause__ = error
+    return named
 
 
 async def _header(link: Link, block: BlockRef) -> Any:
