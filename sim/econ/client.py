@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 DIAL_ROUND_TRIPS: Final = 3  # TCP, Noise, and the stream: the muxer opens with the handshake
 DIAL_TIMEOUT_NS: Final = 5 * SECOND_NS
 IDLE_NS: Final = 45 * SECOND_NS  # a session without a request is left after so long
+MARK_NS: Final = 3_600 * SECOND_NS  # a provider caught in a lie is left for an hour
 LINKS_WAITING_MAX: Final = 256  # requests that wait for one session to open
 
 
@@ -269,6 +270,7 @@ class ClientPeer:
         self.links: dict[int, Link] = {}
         self.inflight: dict[int, int] = {}
         self.purchases: list[Purchase] = []
+        self.marked: dict[int, int] = {}  # providers caught in a lie, and until when they are left alone
         self.dice = env.rng("choice", number)
         self.chance = env.rng("client", number)
         self.spent_nano = self.hedged_nano = 0
@@ -378,6 +380,10 @@ class ClientPeer:
         purchase = Purchase(self, order, done)
         self.purchases.append(purchase)
         purchase.go()
+
+    def mark(self, provider: int) -> None:
+        """It billed what was not there, or answered from another model: that is no bad luck."""
+        self.marked[provider] = self.now + MARK_NS
 
     def patience(self, **changes: Any) -> None:
         """Change the setup, for experiments."""

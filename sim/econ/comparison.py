@@ -49,7 +49,7 @@ class Cell:
     seed: int
     minutes: float = 6.0
     warmup_s: float = 120.0
-    clients: int = 40
+    clients: int = 4  # gateways: each learns for itself, from some hundred requests
     has_bad: bool = True
 
 

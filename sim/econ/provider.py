@@ -335,10 +335,11 @@ class ProviderPeer:
                 for served in list(self.sessions.values()):
                     served.stop(requests, fault.value)
             case _:
-                self.on_money(event)
+                pass
+        self.on_money(event)
 
     def on_money(self, event: Any) -> None:
-        """Confirmed claims, rolled epochs, foreign claims: for who watches."""
+        """Everything that the payee tells: for who watches."""
 
     def _unblock(self, account: bytes) -> None:
         for served in list(self.sessions.values()):

@@ -377,6 +377,7 @@ class Try:
         if event.prompt_tokens > self._prompt:  # we have counted the prompt ourselves
             if self._link is not None:
                 self._link.cancel(self._id)
+            client.mark(self.provider.number)
             self._fail("over-billed")
             return
         now = client.env.now
@@ -410,6 +411,7 @@ class Try:
         now = client.env.now
         is_noticed = self._is_wrong and client.chance.chance(client.setup.notices)
         if is_noticed:
+            client.mark(self.provider.number)
             client.history.failed(self.listed.reputation_key, now=client.now)
         else:
             decode_ns = now - self._first_ns

@@ -233,6 +233,7 @@ class RealRule:
         """As `cocoon.client` does it: candidates from the book with our own history, a fresh seed, a recorded
         choice."""
         order = purchase.order
+        marked = {each.peer for each in client.directory.values() if client.marked.get(each.number, 0) > client.now}
         wish = Wish(
             model=order.model,
             trust_min=TrustLevel.OPEN,
@@ -240,7 +241,7 @@ class RealRule:
             prompt_tokens=purchase.prompt_tokens,
             output_tokens_max=purchase.tokens_left,
             output_tokens_expected=purchase.tokens_left,
-            excluded_providers=frozenset(purchase.excluded_peers),
+            excluded_providers=frozenset(purchase.excluded_peers | marked),
             value_of_time_nano_per_s=order.value_of_time_nano_per_s,
         )
         listed = gather(client.offers(order.model), client.history)

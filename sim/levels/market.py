@@ -15,6 +15,7 @@ event.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 from cocoon.market.keys import load_topic, offers_topic, shard_of
 from cocoon.market.offer import OfferSpec
-from cocoon.pay.effects import ClaimConfirmed, EpochRolled, ForeignClaim
+from cocoon.pay.effects import ClaimConfirmed, EpochRolled, ForeignClaim, VoucherAccepted
 from cocoon.ports import Verdict
 from cocoon.types import MILLISECOND_NS, NANO_PER_TON, NO_DIGEST, SECOND_NS, PeerId, Prices
 from cocoon.types import Network as CocoonNetwork
@@ -138,6 +139,7 @@ class Market:
         self.wrap_engine: dict[int, Callable[[Engine], Engine]] = {}  # by index of the provider, before it starts
         self.on_done: list[Callable[[Purchase], None]] = []
         self._orders = 0
+        self._unsettled: dict[tuple[int, bytes], deque[tuple[int, int]]] = {}  # vouchers on disk, not yet on chain
         env.kernel.at(self.chain.deadline(), self._block)
 
     # --- peers -------------------------------------------------------------------------------------------
@@ -386,9 +388,12 @@ class Market:
 
     def _money(self, provider: ProviderPeer, event: Any) -> None:
         match event:
+            case VoucherAccepted(account=account, amount_nano=amount) if amount:
+                self._unsettled.setdefault((provider.number, account), deque()).append((self.env.now, amount))
             case ClaimConfirmed(account=account, amount_nano=amount):
                 self.tally.settled_nano += amount
                 self.tally.claims_confirmed += 1
+                self._settled(provider.number, account, amount)
                 if self.sink.wants("payments"):
                     self.sink.row(
                         "payments",
@@ -402,6 +407,17 @@ class Market:
                 self.tally.lost_nano += lost
             case ForeignClaim():
                 self.tally.foreign_claims += 1
+
+    def _settled(self, provider: int, account: bytes, amount: int) -> None:
+        """How long what was confirmed now has waited, voucher by voucher, the oldest first."""
+        waiting = self._unsettled.get((provider, account))
+        while waiting and amount >= waiting[0][1]:
+            at_ns, paid = waiting.popleft()
+            amount -= paid
+            self.tally.settlements_s.append((self.env.now - at_ns) / SECOND_NS)
+        if waiting and amount:
+            at_ns, paid = waiting[0]
+            waiting[0] = (at_ns, paid - amount)
 
     def settle(self) -> None:
         """Every provider claims what is worth its cost."""
