@@ -24,9 +24,15 @@ import trio
 import trio._core._run as _trio_run
 import trio.testing
 
+from sim.errors import SimError
 from sim.kernel import SECOND, Kernel
 
 NEVER_S = 1e9  # a sleep that the next event ends
+GRACE_S = 120.0  # for tasks to end in, after the end
+
+
+class ClockStuck(SimError):
+    """The run is over, and some task does not end when it is cancelled."""
 
 
 class SimClock(trio.abc.Clock):
@@ -108,22 +114,27 @@ def run_trio(
 ) -> None:
     """`main(clock)` in virtual time, until it is over or until that instant, when it is cancelled.
 
-    `on_end` is called at the end while tasks still stand. What `main` raises comes out as trio gives it.
+    `on_end` is called at that instant, while tasks still stand; then time goes on until they have cleaned up. What
+    `main` raises comes out as trio gives it, in a group. Raises ClockStuck.
     """
 
     clock = SimClock(kernel)
 
     async def everything() -> None:
+        running = trio.CancelScope()
+
+        async def drive() -> None:
+            await clock.drive(until_ns)
+            if on_end is not None and not running.cancel_called:
+                on_end()
+            running.cancel()
+            await clock.drive(until_ns + int(GRACE_S * SECOND))  # what is cancelled cleans up, and takes its time
+            raise ClockStuck(f"tasks were still cleaning up {GRACE_S:g} s after the end")
+
         async with trio.open_nursery() as nursery:
-
-            async def drive() -> None:
-                await clock.drive(until_ns)
-                if on_end is not None:
-                    on_end()
-                nursery.cancel_scope.cancel()
-
             nursery.start_soon(drive)
-            await main(clock)
+            with running:
+                await main(clock)
             nursery.cancel_scope.cancel()
 
     with deterministic_scheduling(kernel.seed):

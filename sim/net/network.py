@@ -124,6 +124,10 @@ class Network:
         )
         return how is Reach.DIRECT or bool(self._public)
 
+    def can_dial(self, dialler: int, listener: int) -> bool:
+        """As `can_connect`, for a driver that brings its own relays: only who is public can be dialled."""
+        return self._nat[listener] is Nat.PUBLIC and not (self._sides and self.is_parted(dialler, listener))
+
     def _relay(self, src: int, dst: int) -> int:
         if not self._public:
             raise LookupError("two hidden nodes, and no public node to relay between them")
