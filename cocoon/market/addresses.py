@@ -1,8 +1,8 @@
 """Peer keys as peer ids, and the multiaddrs of an offer as text and back.
 
 An offer carries addresses as binary multiaddrs without the peer id; the `Network` port speaks text. Known forms
-are those that the transport can dial: `/ip4|ip6|dns|dns4|dns6/…/tcp/N`, optionally
-`/p2p/RELAY/p2p-circuit`. An offer may hold others (a newer node's): they are skipped, not refused.
+are those that the transport can dial: `/ip4|ip6|dns|dns4|dns6/…`, then `/tcp/N`, `/tcp/N/ws` or `/udp/N/quic-v1`,
+optionally `/p2p/RELAY/p2p-circuit`. An offer may hold others (a newer node's): they are skipped, not refused.
 
 Not here: whether an address may be dialled (rule G4); the network adapter's dial policy decides that.
 """
@@ -26,7 +26,10 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?\Z")
 _NAME_CHARS_MAX: Final = 96  # what fits ADDRESS_BYTES_MAX beside a port
 
 # Multicodec numbers as they stand on the wire (unsigned varints).
-_IP4, _IP6, _TCP = b"\x04", b"\x29", b"\x06"
+_IP4, _IP6 = b"\x04", b"\x29"
+_TCP, _UDP, _WS, _QUIC = b"\x06", b"\x91\x02", b"\xdd\x03", b"\xcd\x03"
+_PORTS: Final = {"tcp": _TCP, "udp": _UDP}
+_ABOVE: Final = {("tcp", "ws"): _WS, ("udp", "quic-v1"): _QUIC}  # what may follow a port; after UDP it must
 _NAMES: Final = {"dns": b"\x35", "dns4": b"\x36", "dns6": b"\x37"}
 _KIND_OF_NAME: Final = {code: kind for kind, code in _NAMES.items()}
 _P2P, _CIRCUIT = b"\xa5\x03", b"\xa2\x02"
@@ -74,13 +77,17 @@ def encode_address(text: str) -> bytes:
     if len(text) > 512:  # a relayed DNS address with both peer ids needs about 400
         raise LimitExceeded("an address has at most 512 characters")
     parts = text.split("/")
-    if len(parts) < 5 or parts[0] or parts[3] != "tcp":
+    if len(parts) < 5 or parts[0] or parts[3] not in _PORTS:
         raise DecodeError(f"not an address of the form /ip4/…/tcp/…: {text[:80]!a}")
     port = parts[4]
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) <= 0xFFFF):
-        raise DecodeError(f"not a TCP port in {text[:80]!a}")
-    binary = _encode_host(parts[1], parts[2]) + _TCP + int(port).to_bytes(2, "big")
-    match parts[5:]:
+        raise DecodeError(f"not a port in {text[:80]!a}")
+    binary = _encode_host(parts[1], parts[2]) + _PORTS[parts[3]] + int(port).to_bytes(2, "big")
+    above = _ABOVE.get((parts[3], parts[5] if len(parts) > 5 else ""), b"")
+    if parts[3] == "udp" and not above:
+        raise DecodeError(f"an address of an unknown kind: {text[:80]!a}")
+    binary += above
+    match parts[6 if above else 5 :]:
         case [] | ["p2p", _]:
             pass
         case ["p2p", relay, "p2p-circuit"] | ["p2p", relay, "p2p-circuit", "p2p", _]:
@@ -125,12 +132,8 @@ def decode_address(binary: bytes) -> str:
         host, rest = f"/{_KIND_OF_NAME[code]}/{name}", binary[2 + length :]
     else:
         raise DecodeError("an address of an unknown kind")
-    if rest[:1] != _TCP:
-        raise DecodeError("an address that is not over TCP")
-    port = int.from_bytes(_take(rest, 1, 2), "big")
-    if port == 0:
-        raise DecodeError("port 0")
-    text, rest = f"{host}/tcp/{port}", rest[3:]
+    port, rest = _decode_port(rest)
+    text = host + port
     if rest:
         head = _P2P + bytes((_PEER_ID_BYTES,))
         relay = rest[len(head) : len(head) + _PEER_ID_BYTES]
@@ -140,6 +143,23 @@ def decode_address(binary: bytes) -> str:
             raise DecodeError("a relay that is not an ed25519 peer")
         text += f"/p2p/{peer_id_of_key(relay[len(_PEER_ID_PREFIX) :])}/p2p-circuit"
     return text
+
+
+def _decode_port(data: bytes) -> tuple[str, bytes]:
+    """`/tcp/N`, `/tcp/N/ws` or `/udp/N/quic-v1` at the start of `data`, and the rest."""
+    kind = next((kind for kind, code in _PORTS.items() if data.startswith(code)), None)
+    if kind is None:
+        raise DecodeError("an address that is neither over TCP nor UDP")
+    data = data[len(_PORTS[kind]) :]
+    port = int.from_bytes(_take(data, 0, 2), "big")
+    if port == 0:
+        raise DecodeError("port 0")
+    for (below, above), code in _ABOVE.items():
+        if below == kind and data[2:].startswith(code):
+            return f"/{kind}/{port}/{above}", data[2 + len(code) :]
+    if kind == "udp":
+        raise DecodeError("an address of an unknown kind over UDP")
+    return f"/{kind}/{port}", data[2:]
 
 
 def _take(data: bytes, start: int, count: int) -> bytes:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import pytest
+from multiaddr import Multiaddr
 
 from cocoon.errors import BadSignature, CocoonError, DecodeError, LimitExceeded, OfferInvalid
 from cocoon.market.addresses import decode_address, encode_address, key_of_peer_id, peer_id_of_key
@@ -182,7 +183,7 @@ def test_addresses_that_cannot_be_read_are_left_out_not_fatal() -> None:
     strange = msgspec.structs.replace(body, addresses=[b"\x99\x01\x02", *body.addresses, b"\x04\x7f"])
     received = verify_offer(sign_offer_message(strange, O1), network=NET)
     assert received.addresses == (f"/ip4/127.0.0.1/tcp/4001/p2p/{received.provider}",)
-    made = offer(addresses=("/ip4/1.2.3.4/udp/9/quic-v1", "/dns4/a.example/tcp/443", "nonsense"))
+    made = offer(addresses=("/ip4/1.2.3.4/udp/9/webrtc-direct", "/dns4/a.example/tcp/443", "nonsense"))
     assert made.addresses == (f"/dns4/a.example/tcp/443/p2p/{made.provider}",)
 
 
@@ -197,11 +198,15 @@ RELAY = peer_id_of_key(P2.public)
         "/dns/node.example/tcp/1",
         "/dns4/a-b.example/tcp/443",
         "/dns6/x/tcp/80",
+        "/ip4/1.2.3.4/udp/9/quic-v1",
+        "/dns4/a.example/tcp/443/ws",
+        f"/ip6/2001:db8::1/udp/4001/quic-v1/p2p/{RELAY}/p2p-circuit",
         f"/ip4/1.2.3.4/tcp/5/p2p/{RELAY}/p2p-circuit",
     ],
 )
 def test_addresses_survive_the_binary_form(text: str) -> None:
     assert decode_address(encode_address(text)) == text
+    assert encode_address(text) == Multiaddr(text).to_bytes(), "as libp2p writes it"
     assert encode_address(f"{text}/p2p/{peer_id_of_key(P1.public)}") == encode_address(text)
 
 
@@ -218,7 +223,10 @@ def test_addresses_survive_the_binary_form(text: str) -> None:
         "/ip6/fe80::1%eth0/tcp/1",
         "/dns4/a b/tcp/1",
         "/dns4/" + "a" * 97 + "/tcp/1",
-        "/ip4/1.1.1.1/tcp/1/ws",
+        "/ip4/1.1.1.1/tcp/1/quic-v1",
+        "/ip4/1.1.1.1/udp/1/ws",
+        "/ip4/1.1.1.1/udp/1/quic",
+        "/ip4/1.1.1.1/tcp/1/ws/ws",
         "/ip4/1.1.1.1/tcp/1/p2p/QmRelay/p2p-circuit",
         "/ip4/1.1.1.1/tcp/1" + "/p2p/x" * 200,
     ],
@@ -231,7 +239,9 @@ def test_other_addresses_are_refused(text: str) -> None:
 @pytest.mark.parametrize(
     "binary",
     ["", "04", "047f000001", "047f00000106", "047f0000010600", "047f000001060000", "047f000001060fa1ff",
-     "35ff6161", "3501200600ff", "36036100620600ff", "29" + "00" * 16, "047f000001060fa1a50326"],
+     "35ff6161", "3501200600ff", "36036100620600ff", "29" + "00" * 16, "047f000001060fa1a50326",
+     "047f00000191020fa1", "047f00000191020fa1dd03", "047f000001060fa1cd03", "047f00000191020000cd03",
+     "047f0000019102"],
 )  # fmt: skip
 def test_broken_binary_addresses_are_refused(binary: str) -> None:
     with pytest.raises(DecodeError):
