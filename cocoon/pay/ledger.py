@@ -37,11 +37,11 @@ class Ledger:
     """See the file's head."""
 
     __slots__ = (
-        "account", "archive", "ceiling_asked_nano", "ceiling_asked_ns", "claim_again_ns", "claim_attempts", "claimed_voucher",
-        "clean_tokens", "due_nano", "forfeited_nano", "forgiven_nano", "forgiveness", "held", "is_bond_falling",
-        "is_unreachable", "key_sessions", "next", "paid_nano", "prove_at_ns", "prove_not_before_ns", "requests",
-        "retry_write_ns", "standing", "touched_ns", "unclaimed_since_ns", "unpaid", "wake_ns", "window_tokens_max",
-        "writing",
+        "account", "archive", "ceiling_asked_nano", "ceiling_asked_ns", "claim_again_ns", "claim_attempts",
+        "claimed_voucher", "clean_tokens", "due_nano", "forfeited_nano", "forgiven_nano", "forgiveness", "grant",
+        "held", "is_bond_falling", "is_unreachable", "key_sessions", "next", "paid_nano", "prove_at_ns",
+        "prove_not_before_ns", "requests", "retry_write_ns", "standing", "touched_ns", "unclaimed_since_ns",
+        "unpaid", "wake_ns", "window_tokens_max", "writing",
     )  # fmt: skip
 
     def __init__(self, account: bytes, *, window_tokens_max: int, now: int) -> None:
@@ -61,6 +61,7 @@ class Ledger:
         self.forfeited_nano: Nano = 0  # prompts served for requests that ended before they vested
         self.clean_tokens = 0
         self.unpaid = UnpaidTokens()
+        self.grant: tuple[ServedRequest, int, int] | None = None  # allowed last: request, tokens, when
         self.forgiveness = Forgiveness(now)
         self.is_bond_falling = False
         self.is_unreachable = False
@@ -157,6 +158,7 @@ class Ledger:
 
     def release(self, tokens: int, risen_nano: Nano) -> None:
         """A chunk leaves."""
+        self.grant = None
         self.due_nano += risen_nano
         if tokens or risen_nano:
             self.unpaid.release(tokens, due_nano=self.due_nano)
@@ -198,6 +200,7 @@ class Ledger:
     def prove(self, standing: Standing) -> Nano:
         """A newer proof of the same epoch; how much more it shows as claimed."""
         before = self.standing
+        self.grant = None
         self.standing = standing
         self.is_unreachable = False
         if before is None:

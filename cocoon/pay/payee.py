@@ -117,6 +117,7 @@ class Payee:
         if ledger is None or request is None:
             return 0
         allowed = ledger.tokens_allowed(request, wanted, now=now)
+        ledger.grant = (request, allowed, now)
         if allowed >= wanted:
             request.blocked_since_ns = None
         elif request.blocked_since_ns is None:
@@ -251,7 +252,9 @@ class Payee:
         ledger, request = self._find(key)
         if ledger is None or request is None:
             raise LocalProtocolError("output of a request that is not admitted")
-        if tokens > ledger.tokens_allowed(request, tokens, now=now):
+        grant = ledger.grant  # of the same step: nothing has changed since
+        is_granted = grant is not None and grant[0] is request and grant[2] == now and tokens <= grant[1]
+        if not is_granted and tokens > ledger.tokens_allowed(request, tokens, now=now):
             raise LocalProtocolError("more tokens leave than are allowed")
         meter = request.meter
         risen = meter.count(output_tokens=meter.output_tokens + tokens, cached_tokens=cached_tokens)
