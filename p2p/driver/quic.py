@@ -37,6 +37,7 @@ from p2p.driver.transport import UPGRADE_TIMEOUT_S, peer_of
 from p2p.errors import P2PError
 from p2p.noise import AnotherPeer
 
+SOCKET_BUFFER_BYTES = 1024 * 1024  # of one connection: four windows
 NAMES = (["ip4", "udp", "quic-v1"], ["ip6", "udp", "quic-v1"])
 
 
@@ -67,7 +68,8 @@ class QuicTransport(ITransport):  # type: ignore[misc]
     async def dial(self, maddr: Multiaddr) -> QuicLink:
         """Raises OpenConnectionError; its cause says why (OSError, SecurityUpgradeFailure, TooSlowError …)."""
         family, host, port = quic_endpoint(maddr)
-        sock = udp_socket(family)
+        sock = udp_socket(family, buffer_bytes=SOCKET_BUFFER_BYTES)
+        link: QuicLink | None = None
         opened = False
         try:
             sock.connect((host, port))
@@ -90,6 +92,8 @@ class QuicTransport(ITransport):  # type: ignore[misc]
             cause = SecurityUpgradeFailure(str(error)) if machine.is_refused else error
             raise OpenConnectionError(f"dial failed: {error}") from cause
         finally:
+            if not opened and link is not None:
+                link.close_nowait()  # tells the other side not to wait for the rest of the handshake
             if not opened:
                 _close(sock)
         return link

@@ -46,7 +46,9 @@ ANSWERS_PER_S_MAX = 1000  # Retries and version negotiations: about a twentieth 
 INITIAL_BYTES_MIN = 1200  # a smaller one is dropped: our answer must not be larger than the question (section 14.1)
 DATAGRAM_BYTES_MAX = 2048  # of a peer that has searched a path for its MTU: Ethernet carries 1,472
 BATCH_MAX = 64  # datagrams taken before the connections answer, and before others run: about 5 ms
-SOCKET_BUFFER_BYTES = 4 * 1024 * 1024  # asked for; a burst that finds no room is lost, and costs a round trip
+SOCKET_BUFFER_BYTES = (
+    4 * 1024 * 1024
+)  # of all peers together, asked for; a burst that finds no room is lost, and costs a round trip
 
 _LONG_HEADER = 0x80
 _KNOWN_VERSIONS = [QuicProtocolVersion.VERSION_1]
@@ -57,11 +59,11 @@ MakeMachine = Callable[[bytes, bytes | None], QuicMachine]
 ConnectionHandler = Callable[[Any], Awaitable[None]]
 
 
-def udp_socket(family: socket.AddressFamily) -> socket.socket:
+def udp_socket(family: socket.AddressFamily, *, buffer_bytes: int = SOCKET_BUFFER_BYTES) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_DGRAM)
     sock.setblocking(False)
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF):
-        sock.setsockopt(socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+        sock.setsockopt(socket.SOL_SOCKET, option, buffer_bytes)
     return sock
 
 

@@ -450,6 +450,8 @@ class QuicMachine(QuicConnection):
             if space.ack_at is not None:
                 space.ack_at = now  # ride along, and save a datagram of their own
         self._is_dirty = False
+        if not self._network_paths:  # nothing has been understood, so there is nobody to answer
+            return []
         try:
             return super().datagrams_to_send(now)
         except Exception as error:  # as above

@@ -339,6 +339,7 @@ class Line:
 
     loses = 0.0
     turns = 0.0
+    deaf_outwards = False  # nothing of the server's arrives
 
     async def __aenter__(self) -> Line:
         self.chance = random.Random(7)
@@ -371,7 +372,7 @@ class Line:
 
     async def inwards(self) -> None:
         held = b""
-        with suppress(trio.ClosedResourceError):
+        with suppress(trio.ClosedResourceError, OSError):
             while True:
                 data, self.client = await self.near.recvfrom(2048)
                 if self.chance.random() < self.loses:
@@ -384,10 +385,10 @@ class Line:
                 held = b""
 
     async def outwards(self, far: Any) -> None:
-        with suppress(trio.ClosedResourceError):
+        with suppress(trio.ClosedResourceError, OSError):
             while True:
                 data, _ = await far.recvfrom(2048)
-                if self.chance.random() >= self.loses:
+                if self.chance.random() >= self.loses and not self.deaf_outwards:
                     await self.near.sendto(data, self.client)
 
 
@@ -421,5 +422,21 @@ def test_a_connection_survives_a_nat_that_gives_it_another_port() -> None:
                 (after,) = server.connections()
                 assert (before.peer, before.opened_at) == (after.peer, after.opened_at)
                 assert before.address != after.address
+
+    trio.run(main)
+
+
+def test_a_dial_that_is_given_up_does_not_leave_the_other_side_waiting() -> None:
+    async def main() -> None:
+        async with server_and_client() as (server, client), Line() as line:
+            await line.forward_to(server)
+            door: Any = next(iter(server._swarm.listeners.values()))._doors[0]  # type: ignore[attr-defined]
+            line.deaf_outwards = True
+            with trio.move_on_after(0.2):
+                await client.connect(server.peer, [line.address])
+                assert door._half_open_total <= 1
+            with trio.fail_after(5):  # half of the time that a handshake may take
+                while door._half_open_total:
+                    await trio.sleep(0.02)
 
     trio.run(main)
