@@ -291,8 +291,8 @@ class Dht:
         try:
             await propose(muxed, self._protocol)
             await muxed.write(encode_frame(encode_message(ask.message)))
-            await muxed.close()  # our side: the question is complete
             answer = await self._read_answer(muxed) if ask.has_answer else None
+            await muxed.close()  # not sooner: js, waiting for another question, takes an end for an error, and resets
             ended = True  # what is sent still arrives, and what still comes is dropped
             return answer
         finally:
