@@ -26,7 +26,7 @@ def draw_all(opened: Opened) -> Iterator[tuple[str, str, Any]]:
         yield from _sweep_plots(opened)
         return
     summary = opened.json
-    for make in (_delays, _sent, _delay_curve, _hops, _trades, _settled):
+    for make in (_delays, _sent, _delay_curve, _hops, _requests, _first_token, _prices, _settled):
         if (plot := make(opened, summary)) is not None:
             yield plot
 
@@ -148,31 +148,74 @@ def _hops(opened: Opened, _: Mapping[str, Any]) -> Plot:
     return "dht-hops", "Length of the chain of answers that led to the closest node.", figure
 
 
-def _trades(opened: Opened, _: Mapping[str, Any]) -> Plot:
-    columns = _columns(opened, "trades", ("t_ns", "price_nano"))
-    if columns is None:
+def _prices(opened: Opened, _: Mapping[str, Any]) -> Plot:
+    columns = _columns(opened, "trades", ("t_ns", "paid_nano", "tokens"))
+    if columns is None or not (answered := columns["tokens"] > 0).any():
         return None
-    from .kernel import EPOCH_NS
+    figure, axes = _figure("Price of each answer", "virtual seconds", "TON per 10⁶ output tokens")
+    price = columns["paid_nano"][answered] / columns["tokens"][answered] * 1e6 / 1e9
+    axes.plot(_seconds(columns["t_ns"][answered]), price, ".", color=BLUE, markersize=2, alpha=0.4)
+    axes.set_ylim(bottom=0)
+    return "trade-prices", "What was paid, prompts included, over all seeds.", figure
 
-    figure, axes = _figure("Price of each trade", "virtual seconds", "TON")
-    seconds = (columns["t_ns"] - EPOCH_NS) / 1e9
-    axes.plot(seconds, columns["price_nano"] / 1e9, ".", color=BLUE, markersize=2, alpha=0.4)
-    return "trade-prices", "Every request that was answered, over all seeds.", figure
 
-
-def _settled(opened: Opened, _: Mapping[str, Any]) -> Plot:
-    columns = _columns(opened, "payments", ("t_ns", "amount_nano"))
+def _requests(opened: Opened, _: Mapping[str, Any]) -> Plot:
+    columns = _columns(opened, "trades", ("t_ns", "status", "seed"))
     if columns is None:
         return None
     import numpy as np
 
-    from .kernel import EPOCH_NS
+    figure, axes = _figure("What became of requests", "virtual seconds", "requests a second, per seed")
+    seconds, seeds = _seconds(columns["t_ns"]), len(set(columns["seed"].tolist()))
+    width = max(1.0, round(float(seconds.max() - seconds.min()) / 60))
+    edges = np.arange(seconds.min() // width * width, seconds.max() + width, width)
+    for status in sorted(set(columns["status"].tolist())):
+        counts, _edges = np.histogram(seconds[columns["status"] == status], edges)
+        axes.step(edges[:-1], counts / width / seeds, where="post", label=status, linewidth=1.2)
+    axes.legend(frameon=False, fontsize=8)
+    return "requests", "Declined are those whose price or wait was not worth it to the client.", figure
+
+
+def _first_token(opened: Opened, _: Mapping[str, Any]) -> Plot:
+    columns = _columns(opened, "trades", ("t_ns", "first_token_ms"))
+    if columns is None or not (answered := columns["first_token_ms"] >= 0).any():
+        return None
+    import numpy as np
+
+    figure, axes = _figure("Time to the first token", "virtual seconds", "s")
+    seconds, waits = _seconds(columns["t_ns"][answered]), columns["first_token_ms"][answered] / 1e3
+    width = max(5.0, round(float(seconds.max() - seconds.min()) / 30))
+    buckets = (seconds // width).astype(int)
+    places = sorted(set(buckets.tolist()))
+    for share, style in ((50, "-"), (95, "--"), (99, ":")):
+        values = [float(np.percentile(waits[buckets == place], share)) for place in places]
+        axes.plot([place * width for place in places], values, style, color=BLUE, label=f"p{share}", linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return "first-token", "Of requests that were answered, by the time of asking, over all seeds.", figure
+
+
+def _settled(opened: Opened, _: Mapping[str, Any]) -> Plot:
+    columns = _columns(opened, "payments", ("t_ns", "amount_nano", "kind"))
+    if columns is None:
+        return None
+    import numpy as np
 
     figure, axes = _figure("Money moved", "virtual seconds", "TON, all seeds together")
-    order = np.argsort(columns["t_ns"], kind="stable")
-    seconds = (columns["t_ns"][order] - EPOCH_NS) / 1e9
-    axes.plot(seconds, np.cumsum(columns["amount_nano"][order].astype(float)) / 1e9, color=BLUE)
-    return "payments", "Sum of the payments so far.", figure
+    for kind in sorted(set(columns["kind"].tolist())):
+        chosen = columns["kind"] == kind
+        times, amounts = columns["t_ns"][chosen], columns["amount_nano"][chosen].astype(float)
+        order = np.argsort(times, kind="stable")
+        axes.step(_seconds(times[order]), np.cumsum(amounts[order]) / 1e9, where="post", label=kind)
+    axes.legend(frameon=False, fontsize=8)
+    return "payments", "Sums so far.", figure
+
+
+def _seconds(times_ns: Any) -> Any:
+    """Virtual seconds since the start of the run."""
+    from .kernel import EPOCH_NS
+
+    return (times_ns - EPOCH_NS) / 1e9
 
 
 def _columns(opened: Opened, table: str, names: Sequence[str]) -> dict[str, Any] | None:
@@ -185,7 +228,7 @@ def _columns(opened: Opened, table: str, names: Sequence[str]) -> dict[str, Any]
     rows = data.head(ROWS_DRAWN_MAX, columns=list(names))
     if rows.num_rows == 0:
         return None
-    return {name: rows.column(name).to_numpy() for name in names}
+    return {name: rows.column(name).to_numpy(zero_copy_only=False) for name in names}
 
 
 def _both(one: Interval) -> list[float] | None:
