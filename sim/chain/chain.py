@@ -125,6 +125,7 @@ class SimChain:
         self.start_ns = now
         self.height = 0
         self.executed = self.lost = self.expired = self.undone = 0
+        self.out_until_ns = 0  # an outage that nobody planned
         self._rng = rng
         self._interval_ns = max(1, int(terms.block_time_s * SECOND_NS))
         self._pending: deque[_Pending] = deque()
@@ -150,6 +151,10 @@ class SimChain:
                 events.extend(self._reorganise(self._reorgs.popleft(), at_ns))
             events.extend(self._make_block(at_ns))
         return tuple(events)
+
+    def reorganise_next(self, *, depth: int, lost_share: float, now: int) -> None:
+        """The next block replaces the newest `depth` ones."""
+        self._reorgs.appendleft(Reorg(at_s=(now - self.start_ns) / SECOND_NS, depth=depth, lost_share=lost_share))
 
     def _make_block(self, at_ns: int) -> list[ChainEvent]:
         self.height += 1
@@ -237,7 +242,9 @@ class SimChain:
 
     def is_out(self, now: int) -> bool:
         """Whether no server answers now."""
-        return any(self._at(outage.from_s) <= now < self._at(outage.until_s) for outage in self.terms.outages)
+        return now < self.out_until_ns or any(
+            self._at(outage.from_s) <= now < self._at(outage.until_s) for outage in self.terms.outages
+        )
 
     def head(self, *, now: int) -> Head:
         """The newest final block. Raises `Unavailable`."""

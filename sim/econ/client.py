@@ -17,7 +17,7 @@ from cocoon.market.addresses import peer_id_of_key
 from cocoon.market.book import ListedOffer, OfferBook
 from cocoon.market.history import History
 from cocoon.pay.payer import PayerTerms
-from cocoon.pay.voucher import SignedVoucher
+from cocoon.pay.voucher import SignedVoucher, parse_open_voucher
 from cocoon.serve.client_session import ClientSession
 from cocoon.serve.effects import Disconnect, Effects, Emit, Send
 from cocoon.serve.events import EvidenceReceived, OutputReceived
@@ -116,6 +116,9 @@ class Link:
 
     def open(self, listener: Events, **asked: Any) -> int:
         """One request; its id. Raises what `ClientSession.open` raises."""
+        voucher = parse_open_voucher(asked["voucher"])
+        if voucher is not None:
+            self.client.on_left(self.payout, voucher)
         request_id, effects = self.machine.open(now=self.client.now, **asked)
         self._requests[request_id] = listener
         self.did(effects)
@@ -129,6 +132,7 @@ class Link:
     def pay(self, voucher: SignedVoucher) -> None:
         """It rides along."""
         if self.is_ready and not self.is_dead:
+            self.client.on_left(self.payout, voucher)
             self.did(self.machine.pay(voucher.voucher.encode(), voucher.signature))
 
     # --- the stream --------------------------------------------------------------------------------------
@@ -274,6 +278,7 @@ class ClientPeer:
         self.dice = env.rng("choice", number)
         self.chance = env.rng("client", number)
         self.spent_nano = self.hedged_nano = 0
+        self.on_left: Callable[[bytes, SignedVoucher], None] = lambda _payout, _voucher: None  # for who watches
         self._entropy = Counting(env, "client entropy", number)
         self._last_now = 0
         self._book_wake: Wake | None = None

@@ -313,7 +313,8 @@ class SimDisk:
         self._env = env
         self._node = node
         self.write_ns = write_ns
-        self.fails = False  # the next commits fail
+        self.fails = False  # commits fail
+        self.on_save: Callable[[], None] | None = None  # for who wants to break in between
         self.commits = 0
         self._kept: dict[Any, Any] = {}
         self._waiting: deque[tuple[tuple[Any, ...], Callable[[bool], None]]] = deque()
@@ -329,6 +330,8 @@ class SimDisk:
         done: Callable[[bool], None],
     ) -> None:
         """Keep all or none of these; `merge(kept, record)` says what stays under a key. `done(True)` once committed."""
+        if self.on_save is not None and records:
+            self.on_save()
         self._waiting.append((tuple(zip(keys, records, [merge] * len(records), strict=True)), done))
         if not self._is_writing:
             self._is_writing = True

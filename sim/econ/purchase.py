@@ -52,6 +52,7 @@ class Order:
     value_of_time_nano_per_s: int
     deadline_s: float
     at_ns: int
+    only: int = -1  # the number of the one provider that may serve it
 
 
 @dataclass(slots=True)
@@ -92,6 +93,16 @@ class Purchase:
         self._winner: Try | None = None
         self._last_output_ns = 0
         self._failures = 0
+        self._exclude_others()
+
+    def _exclude_others(self) -> None:
+        """Nobody is tried twice before everybody was; of an order for one provider, nobody else is tried at all."""
+        self.excluded.clear()
+        self.excluded_peers.clear()
+        if self.order.only >= 0:
+            others = [each for each in self.client.directory.values() if each.number != self.order.only]
+            self.excluded.update(each.number for each in others)
+            self.excluded_peers.update(each.peer for each in others)
 
     # --- what rules ask ----------------------------------------------------------------------------------
 
@@ -132,11 +143,11 @@ class Purchase:
             return
         pick = client.rule.choose(client, self)
         if pick is None:
-            if self.is_first and not self.record.refusals and client.offers(self.order.model):
+            is_open = self.order.only < 0 and client.offers(self.order.model)
+            if self.is_first and not self.record.refusals and is_open:
                 self._end("declined")  # nobody is worth it, or nobody may be asked
                 return
-            self.excluded.clear()  # better somebody who refused before than nobody
-            self.excluded_peers.clear()
+            self._exclude_others()  # better somebody who refused before than nobody
             client.env.kernel.after(RETRY_NS, self._next)
             return
         self._ask(pick, is_hedge=False)

@@ -138,6 +138,8 @@ class Market:
         self.proxies = [Proxy() for _ in range(3)]
         self.wrap_engine: dict[int, Callable[[Engine], Engine]] = {}  # by index of the provider, before it starts
         self.on_done: list[Callable[[Purchase], None]] = []
+        self.on_money: list[Callable[[ProviderPeer, Any], None]] = []
+        self.ask_again_ns = ASK_AGAIN_NS
         self._orders = 0
         self._unsettled: dict[tuple[int, bytes], deque[tuple[int, int]]] = {}  # vouchers on disk, not yet on chain
         env.kernel.at(self.chain.deadline(), self._block)
@@ -286,7 +288,7 @@ class Market:
                     client.heard_offer(provider.peer, message)
                 for message in reply.beacons:
                     client.heard_beacon(provider.peer, message)
-        self.env.kernel.after(ASK_AGAIN_NS, self.ask_offers, client, session)
+        self.env.kernel.after(self.ask_again_ns, self.ask_offers, client, session)
 
     def came_up(self, peer: ProviderPeer | ClientPeer) -> None:
         """A node is up: so is its part in the market."""
@@ -387,6 +389,8 @@ class Market:
         self.env.kernel.at(self.chain.deadline(), self._block)
 
     def _money(self, provider: ProviderPeer, event: Any) -> None:
+        for listener in self.on_money:
+            listener(provider, event)
         match event:
             case VoucherAccepted(account=account, amount_nano=amount) if amount:
                 self._unsettled.setdefault((provider.number, account), deque()).append((self.env.now, amount))
