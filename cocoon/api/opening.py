@@ -19,7 +19,7 @@ from ..adapters.network import PeerNetwork, open_network
 from ..attest.judging import AcceptNothing
 from ..client.interface import ClientRole
 from ..client.role import Client, open_client
-from ..client.settings import ClientSettings
+from ..client.settings import ClientSettings, PaymentAccount
 from ..errors import CocoonError, Unavailable
 from ..market.catalogue import Catalogue
 from ..ports import Store
@@ -48,12 +48,20 @@ async def open_client_network(*, bootstrap: Iterable[str], network: Network) -> 
 
 
 @asynccontextmanager
-async def open_role(terms: OpenTerms, *, store: Store | None = None) -> AsyncIterator[ClientRole]:
-    """A client role that is connected to the network. Raises `ConfigError`; `Unavailable` with every dial tried."""
+async def open_role(
+    terms: OpenTerms, *, store: Store | None = None, payment: PaymentAccount | None = None
+) -> AsyncIterator[ClientRole]:
+    """A client role that is connected to the network; with `payment` it pays, and needs a store.
+
+    Raises `ConfigError`; `Unavailable` with every dial tried; `LocalProtocolError` when another client pays from this
+    account.
+    """
     async with open_client_network(bootstrap=terms.bootstrap, network=terms.network) as network:
         await wait_connected(network, timeout_s=terms.timeout_s)
         settings = ClientSettings(
-            policy=terms.trust.rules(terms.network), software_anchors=terms.trust.software_anchors(terms.network)
+            policy=terms.trust.rules(terms.network),
+            software_anchors=terms.trust.software_anchors(terms.network),
+            payment=payment,
         )
         async with open_client(
             network,

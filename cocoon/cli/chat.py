@@ -10,17 +10,30 @@ import argparse
 import contextlib
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import InvalidRequest, ModelNotFound, NoProvider
-from ..types import format_ton, ton
+from ..errors import InvalidRequest, LocalProtocolError, ModelNotFound, NoProvider
+from ..types import Nano, format_ton, ton
 from .console import Console
-from .options import add_bootstrap, add_common, add_trust, chosen_trust, needed_bootstrap, setup
+from .options import (
+    SPENT_FILE,
+    Setup,
+    add_account,
+    add_bootstrap,
+    add_chain,
+    add_common,
+    add_trust,
+    chosen_trust,
+    needed_bootstrap,
+    setup,
+)
 from .views import answer_object, brief_peer
 
 if TYPE_CHECKING:
-    from ..api import Client, Reply
+    from ..api import AsyncClient, Client, Reply
+    from ..gateway.spend import Reservation
+    from ..trust import TrustPolicy
 
 MESSAGE_BYTES_MAX: Final = 1024 * 1024  # a request holds at most this much
 HELP: Final = "/new forgets the conversation · /quit or Ctrl-D ends · Ctrl-C stops an answer"
@@ -34,6 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, metavar="N", help="the longest answer")
     parser.add_argument("--temperature", type=float, metavar="T", default=0.0, help="default: 0, the likeliest words")
     parser.add_argument("--spend-max", metavar="TON", help="what one answer may cost at most (default: 0.02)")
+    parser.add_argument("--spend-day-max", metavar="TON", help="all answers of a day together (default: 1)")
+    add_account(parser)
+    add_chain(parser)
     add_common(parser)
     add_bootstrap(parser)
     add_trust(parser)
@@ -41,27 +57,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Until `/quit`, or one answer."""
-    prepared = setup(args, gateway__spend_request_max_ton=args.spend_max)
+    prepared = setup(args, gateway__spend_request_max_ton=args.spend_max, gateway__spend_day_max_ton=args.spend_day_max)
     trust = chosen_trust(prepared.config)
     bootstrap = needed_bootstrap(prepared.config)
     from ..api import Client
 
+    spending = DaySpending(prepared)
     console.progress("joining the network …")
-    with (
-        _terminated(),
-        Client.open(
-            bootstrap=bootstrap, trust=trust, network=prepared.config.network, home=prepared.home.path
-        ) as client,
-    ):
+    with _terminated(), Client.over(lambda: _opened(prepared, console, bootstrap, trust)) as client:
         model = args.model or _only_model(client)
-        spend_max_nano = ton(prepared.config.gateway.spend_request_max_ton)
         params = {"max_tokens": args.max_tokens, "temperature": args.temperature}
         conversation = Conversation(
             client,
             console,
             model=model,
             system=args.system,
-            spend_max_nano=spend_max_nano,
+            spending=spending,
             params={name: value for name, value in params.items() if value is not None},
         )
         if args.message is not None:
@@ -70,9 +81,82 @@ def run(args: argparse.Namespace, console: Console) -> int:
             conversation.ask(sys.stdin.read(MESSAGE_BYTES_MAX))
         else:
             console.notice(f"{model} · {trust.warning or f'trust level {trust.level.value}'}")
-            console.say(f"each answer may cost at most {format_ton(spend_max_nano)} TON · {HELP}")
+            console.say(f"{spending} · {HELP}")
             _talk(conversation, console)
     return 0
+
+
+@contextlib.asynccontextmanager
+async def _opened(
+    prepared: Setup, console: Console, bootstrap: tuple[str, ...], trust: TrustPolicy
+) -> AsyncIterator[AsyncClient]:
+    """A client that pays from the home's account, if there is one. Raises as `AsyncClient.open`."""
+    from ..adapters.clock import SystemClock, entropy
+    from ..adapters.store import SqliteStore
+    from ..api import AsyncClient
+    from ..api.native import Border
+    from ..api.opening import open_role
+    from ..api.terms import OPEN_TIMEOUT_S, open_terms
+    from .paying import opened_account
+
+    terms = open_terms(
+        bootstrap=bootstrap,
+        trust=trust,
+        network=prepared.config.network,
+        timeout_s=OPEN_TIMEOUT_S,
+        home=prepared.home.path,
+    )
+    border = Border()
+    async with border, contextlib.AsyncExitStack() as stack:
+        payment = await stack.enter_async_context(opened_account(prepared, console))
+        store = None
+        if payment is not None:
+            path = prepared.home.create().database_path
+            store = await stack.enter_async_context(await SqliteStore.open(path, clock=SystemClock(), entropy=entropy))
+        role = await stack.enter_async_context(open_role(terms, store=store, payment=payment))
+        client = await stack.enter_async_context(AsyncClient.over(role))
+        with border.body():
+            yield client
+
+
+class DaySpending:
+    """The caps of one answer and of one day, shared with a gateway of the same home."""
+
+    def __init__(self, prepared: Setup) -> None:
+        from ..adapters.clock import SystemClock
+        from ..gateway.spend import DayFile, SpendLedger
+
+        gateway, home = prepared.config.gateway, prepared.home.create()
+        file = DayFile(home.path / SPENT_FILE)
+        self._clock = SystemClock()
+        self._request_max_nano = ton(gateway.spend_request_max_ton)
+        self._day_max_nano = ton(gateway.spend_day_max_ton)
+        self._ledger = SpendLedger(
+            request_max_nano=self._request_max_nano,
+            day_max_nano=self._day_max_nano,
+            restored=file.load(),
+            persist=file.save,
+        )
+
+    def __str__(self) -> str:
+        """For people."""
+        return (
+            f"an answer may cost at most {format_ton(self._request_max_nano)} TON, a day "
+            f"{format_ton(self._day_max_nano)} TON"
+        )
+
+    def begin(self) -> Reservation:
+        """What the next answer may cost. Raises `SpendCapReached`, `StoreError`."""
+        now = self._clock.now()
+        reservation = self._ledger.reserve(most_nano=self._request_max_nano, now=now)
+        if reservation.is_reduced and not reservation.amount_nano and self._request_max_nano:
+            self._ledger.settle(reservation, 0, now=now)
+            raise self._ledger.cap_reached()
+        return reservation
+
+    def end(self, reservation: Reservation, cost_nano: Nano) -> None:
+        """What it did cost."""
+        self._ledger.settle(reservation, cost_nano, now=self._clock.now())
 
 
 class Conversation:
@@ -85,13 +169,13 @@ class Conversation:
         *,
         model: str,
         system: str | None,
-        spend_max_nano: int,
+        spending: DaySpending,
         params: dict[str, Any],
     ) -> None:
         self._client = client
         self._console = console
         self._model = model
-        self._spend_max_nano = spend_max_nano
+        self._spending = spending
         self._params = params
         self._start = [{"role": "system", "content": system}] if system else []
         self._turns: list[dict[str, str]] = []
@@ -105,10 +189,11 @@ class Conversation:
         text = text.strip()
         if not text:
             raise InvalidRequest("the message is empty", param="messages")
+        reservation = self._spending.begin()
         self._turns.append({"role": "user", "content": text})
         reply: Reply | None = None
         try:
-            reply = self._begin()
+            reply = self._begin(reservation.amount_nano)
             for piece in reply:
                 self._console.text(piece)
                 self._console.data({"event": "text", "text": piece})
@@ -120,20 +205,22 @@ class Conversation:
         except BaseException:
             self._keep(reply)
             raise
+        finally:
+            self._spending.end(reservation, _cost_nano(reply, reservation))
         self._keep(reply)
         self._console.line("")
         self._console.data({"event": "answer", **answer_object(reply)})
         if self._console.is_terminal:
             self._console.progress(_summary(reply))
 
-    def _begin(self) -> Reply:
+    def _begin(self, spend_max_nano: Nano) -> Reply:
         """Start the answer; a conversation that has grown too long loses its oldest turn, as often as needed."""
         while True:
             try:
                 return self._client.chat(
                     model=self._model,
                     messages=self._start + self._turns,
-                    spend_max=self._spend_max_nano,
+                    spend_max=spend_max_nano,
                     **self._params,
                 )
             except InvalidRequest as error:
@@ -147,6 +234,16 @@ class Conversation:
             self._turns.append({"role": "assistant", "content": reply.text})
         else:
             self._turns.pop()  # nothing came: the question can be asked again
+
+
+def _cost_nano(reply: Reply | None, reservation: Reservation) -> Nano:
+    """What an answer did cost; of one that was stopped, what it could have cost at most."""
+    if reply is None:
+        return 0
+    try:
+        return reply.cost
+    except LocalProtocolError:  # it has not ended: the provider may still show a last receipt
+        return reservation.amount_nano
 
 
 def _talk(conversation: Conversation, console: Console) -> None:

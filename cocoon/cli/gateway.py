@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from .console import Console
-from .options import add_bootstrap, add_common, add_trust, chosen_trust, needed_bootstrap, setup
+from .options import add_account, add_bootstrap, add_chain, add_common, add_trust, chosen_trust, needed_bootstrap, setup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,6 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", metavar="KEY", help="default: a random one, kept in the home")
     parser.add_argument("--spend-day-max", metavar="TON", help="all requests of a day together (default: 1)")
     parser.add_argument("--spend-request-max", metavar="TON", help="one request (default: 0.02)")
+    add_account(parser)
+    add_chain(parser)
     add_common(parser)
     add_bootstrap(parser)
     add_trust(parser)

@@ -178,7 +178,12 @@ class Desk:
 
         async def main() -> None:
             async with opened_chain(self.prepared) as chain:
-                await program(chain)
+                try:
+                    await program(chain)
+                except Unavailable as error:
+                    if self.network is Network.DEVNET and not error.advice:
+                        error.advice = "Is `cocoon devnet` running, with the same --home? A new one is a new chain."
+                    raise
 
         return run_program(main, is_service=False)
 
@@ -206,19 +211,14 @@ async def opened_chain(prepared: Setup) -> AsyncIterator[Chain]:
     config = parse_global_config(_read_chain_config(prepared))
     key_block_path = prepared.home.key_block_path(network)
     key_block_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    try:
-        async with open_chain(
-            config,
-            network=network,
-            trust_level=prepared.config.chain.trust_level,
-            now=SystemClock().now,
-            key_block_path=key_block_path,
-        ) as chain:
-            yield chain
-    except Unavailable as error:
-        if network is Network.DEVNET and not error.advice:
-            error.advice = "Is `cocoon devnet` running, with the same --home? A new one makes a new chain."
-        raise
+    async with open_chain(
+        config,
+        network=network,
+        trust_level=prepared.config.chain.trust_level,
+        now=SystemClock().now,
+        key_block_path=key_block_path,
+    ) as chain:
+        yield chain
 
 
 def chain_config_file(prepared: Setup) -> Path:

@@ -14,6 +14,8 @@ from ..types import Network
 
 PASSPHRASE_VARIABLE: Final = "COCOON_WALLET_PASSPHRASE"  # noqa: S105 - the name of a variable
 
+SPENT_FILE: Final = "spent-today.json"  # what a day has cost, for the gateway and `chat` of one home
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
@@ -76,6 +78,23 @@ def add_chain(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_account(parser: argparse.ArgumentParser) -> None:
+    """What a client pays from."""
+    parser.add_argument(
+        "--no-account",
+        action="store_const",
+        const="none",
+        dest="account",
+        help="use free offers only (default: pay from this home's spending account, if there is one)",
+    )
+    parser.add_argument(
+        "--unaudited-mainnet",
+        action="store_true",
+        default=None,
+        help="use coins of value, although nothing here was audited",
+    )
+
+
 def add_passphrase(parser: argparse.ArgumentParser) -> None:
     """How the wallet is opened."""
     parser.add_argument(
@@ -106,6 +125,7 @@ def setup(args: argparse.Namespace, **changes: object) -> Setup:
         "peer.listen": getattr(args, "listen", None),
         "peer.announce": getattr(args, "announce", None),
         "client.trust": getattr(args, "trust", None),
+        "client.account": getattr(args, "account", None),
         "chain.config_path": getattr(args, "chain_config", None),
         "chain.trust_level": getattr(args, "chain_trust", None),
         "wallet.passphrase_path": getattr(args, "passphrase_file", None),

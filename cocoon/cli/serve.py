@@ -6,7 +6,7 @@ import argparse
 
 from ..errors import ConfigError
 from .console import Console
-from .options import add_bootstrap, add_common, add_listen, setup
+from .options import add_bootstrap, add_chain, add_common, add_listen, add_passphrase, setup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tdx, tdx+gpu",
     )
     parser.add_argument("--region", metavar="TEXT", help="where this is, as a hint for clients")
+    parser.add_argument(
+        "--payout", metavar="ADDRESS", help="be paid: `wallet` (this home's), or an address (default: nobody is paid)"
+    )
+    parser.add_argument(
+        "--stake", action="store_true", default=None, help="name this home's stake in offers (`cocoon stake deposit`)"
+    )
+    add_passphrase(parser)
+    add_chain(parser)
     add_common(parser)
     add_bootstrap(parser)
     add_listen(parser)
@@ -46,10 +54,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         provider__threads=args.threads,
         provider__region=args.region,
         provider__tee=args.tee,
+        provider__payout=args.payout,
+        provider__stake=args.stake,
     )
     if prepared.config.provider.model is None:
         raise ConfigError("no model was named", advice="Try `cocoon serve cocoon-tiny`.")
+    from .paying import unlock_for_claims
     from .running import run_program
+
+    wallet_key = unlock_for_claims(prepared)
     from .stacks import run_provider
 
-    return run_program(lambda: run_provider(prepared, console), is_service=True)
+    return run_program(lambda: run_provider(prepared, console, wallet_key=wallet_key), is_service=True)

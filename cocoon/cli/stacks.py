@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -32,7 +32,11 @@ from ..trust import TrustPolicy
 from ..types import Network, Prices, Secret, format_ton, ton
 from .console import Console
 from .keys import api_key as key_in_file
-from .options import Setup
+from .options import SPENT_FILE, Setup
+from .paying import ProviderMoney, opened_account, opened_money
+
+if TYPE_CHECKING:
+    from ..adapters.ton.wallet import WalletKey
 
 SEED_BYTES: Final = 32
 BOOTSTRAP_PATIENCE_S: Final = 60.0  # a provider and its bootstrap node may be started together, on a slow machine
@@ -82,18 +86,12 @@ async def run_node(prepared: Setup, console: Console) -> None:
         await trio.sleep_forever()
 
 
-async def run_provider(prepared: Setup, console: Console) -> None:
-    """A provider of one model."""
+async def run_provider(prepared: Setup, console: Console, *, wallet_key: WalletKey | None = None) -> None:
+    """A provider of one model. `wallet_key` sends its claims."""
     config, home = prepared.config, prepared.home.create()
     clock = SystemClock()
     assert config.provider.model is not None  # `serve` has checked
     located = await ModelStore(home.models_path).locate(config.provider.model, console.progress)
-    settings = ProviderSettings(
-        network_id=config.network_id,
-        prices=prices_of(config),
-        region=config.provider.region,
-        announce=config.peer.announce,
-    )
     enclave = open_enclave(
         config.provider.tee,
         network=config.network_id,
@@ -129,19 +127,30 @@ async def run_provider(prepared: Setup, console: Console) -> None:
         if config.peer.bootstrap:
             console.progress("joining the network …")
             await wait_connected(network, timeout_s=BOOTSTRAP_PATIENCE_S)
-        async with open_provider(
-            network,
-            engine,
-            located.model,
-            signer,
-            store,
-            settings,
-            clock=clock,
-            entropy=entropy,
-            enclave=enclave,
-        ) as provider:
+        async with (
+            opened_money(prepared, console, wallet_key=wallet_key, operator=signer.operator) as paid,
+            open_provider(
+                network,
+                engine,
+                located.model,
+                signer,
+                store,
+                ProviderSettings(
+                    network_id=config.network_id,
+                    prices=prices_of(config),
+                    region=config.provider.region,
+                    announce=config.peer.announce,
+                    stake=paid.stake,
+                    key_epoch=paid.key_epoch,
+                ),
+                clock=clock,
+                entropy=entropy,
+                enclave=enclave,
+                payments=paid.payments,
+            ) as provider,
+        ):
             await provider.wait_offered()
-            _say_serving(console, config, network, located)
+            _say_serving(console, config, network, located, paid)
             try:
                 await trio.sleep_forever()
             finally:
@@ -158,13 +167,13 @@ _TEE_WORDS: Final = {
 }
 
 
-def _say_serving(console: Console, config: Config, network: PeerNetwork, located: LocatedModel) -> None:
+def _say_serving(
+    console: Console, config: Config, network: PeerNetwork, located: LocatedModel, paid: ProviderMoney
+) -> None:
     prices, model = prices_of(config), located.model
     console.notice(f"serving {located.label} on {config.network} · peer {network.peer}")
-    console.say(
-        f"{format_ton(prices.input_nano)} TON in, {format_ton(prices.output_nano)} TON out per million tokens; "
-        "shown and counted, not charged yet"
-    )
+    console.say(f"{format_ton(prices.input_nano)} TON in, {format_ton(prices.output_nano)} TON out per million tokens")
+    console.say(paid.words)
     console.say(_TEE_WORDS[config.provider.tee])
     console.line(f"model      {model}")
     for address in network.addresses():
@@ -182,6 +191,8 @@ def _say_serving(console: Console, config: Config, network: PeerNetwork, located
             "tee": config.provider.tee,
             "price_input_nano": prices.input_nano,
             "price_output_nano": prices.output_nano,
+            "payout": None if paid.payments is None else paid.payments.payout.hex(),
+            "stake": paid.stake.hex() if any(paid.stake) else None,
         }
     )
 
@@ -208,7 +219,8 @@ async def run_gateway(prepared: Setup, trust: TrustPolicy, console: Console, *, 
     console.progress("joining the network …")
     async with (
         await SqliteStore.open(home.database_path, clock=clock, entropy=entropy) as store,
-        open_role(terms, store=store) as role,
+        opened_account(prepared, console) as payment,
+        open_role(terms, store=store, payment=payment) as role,
         open_api(role, config, home, key, clock) as gateway,
     ):
         if trust.warning:
@@ -229,6 +241,7 @@ async def run_gateway(prepared: Setup, trust: TrustPolicy, console: Console, *, 
                 "base_url": gateway.base_url,
                 "api_key_path": None if api_key is not None else str(_api_key_path(config, home)),
                 "trust": trust.level.value,
+                "account": None if payment is None else payment.account.hex(),
             }
         )
         await trio.sleep_forever()
@@ -250,7 +263,7 @@ async def open_api(
         spend_max_day_nano=ton(config.gateway.spend_day_max_ton),
         host=config.gateway.host,
         port=config.gateway.port,
-        spend_file=home.path / "spent-today.json",
+        spend_file=home.path / SPENT_FILE,
     )
     async with open_gateway(role, settings, clock) as gateway:
         yield gateway
