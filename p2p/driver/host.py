@@ -1,6 +1,6 @@
 """libp2p's host, guarded (trap 1): whatever happens in the handler of a stream ends that stream, never the node.
 
-Also: Noise and yamux only (the library would offer plaintext, too), a bounded address book, and identify that
+Also: our own transports only (the library would offer plaintext, too), a bounded address book, and identify that
 takes little from strangers.
 """
 
@@ -14,7 +14,6 @@ from typing import Any
 import trio
 from libp2p.abc import INetStream
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_noise_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.host.ping import ID as PING
@@ -25,21 +24,17 @@ from libp2p.io.exceptions import IOException
 from libp2p.network.exceptions import SwarmException
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStore
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
-from libp2p.security.noise.transport import Transport as NoiseTransport
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr
 
 from p2p.addresses import DialPolicy, parse_address
 from p2p.counters import Counters
-from p2p.driver.muxer import OwnMuxers, yamux_settings
 from p2p.driver.negotiate import answer, propose
 from p2p.driver.quic import QuicTransport
 from p2p.driver.quic_machine import QuicSettings
 from p2p.driver.relayed import RelayTransport
 from p2p.driver.swarm import CocoonSwarm
-from p2p.driver.transport import NoiseYamuxTcp
+from p2p.driver.transport import NoiseYamuxTcp, yamux_settings
 from p2p.driver.websocket import WebSocketTransport
 from p2p.errors import FrameInvalid, FrameTooLarge, OpenFailed
 from p2p.framing import FrameReader, encode_frame
@@ -272,9 +267,6 @@ def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> Gua
     peer_id = ID.from_pubkey(key_pair.public_key)
     peerstore = BoundedPeerStore()
     peerstore.add_key_pair(peer_id, key_pair)
-    noise = NoiseTransport(key_pair, noise_privkey=create_noise_key_pair().private_key)
-    upgrader = TransportUpgrader({NOISE: noise}, {})
-    upgrader.muxer_multistream = OwnMuxers(TProtocol(YAMUX), limits=settings.limits)
     transport = NoiseYamuxTcp(
         key,
         settings=yamux_settings(settings.limits),
@@ -293,7 +285,7 @@ def build_host(settings: NodeSettings, *, key: bytes, counters: Counters) -> Gua
     swarm = CocoonSwarm(
         peer_id,
         peerstore,
-        upgrader,
+        TransportUpgrader({}, {}),  # the swarm wants one; our connections come secured and muxed
         transports=[transport, websocket, quic, through_relay],
         limits=settings.limits,
         policy=DialPolicy(allow_private=settings.allow_private_addresses),

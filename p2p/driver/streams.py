@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 
-from p2p.driver.muxer import MuxedStream
 from p2p.errors import StreamReset
 from p2p.interface import KIB
 
 READ_BYTES_MAX = 64 * KIB
 
 
+class ReleasableStream(Protocol):
+    """What every transport's streams can do beyond the library's `IMuxedStream`: be dropped by their reader."""
+
+    async def read(self, n: int | None = None) -> bytes: ...
+    async def write(self, data: bytes) -> None: ...
+    async def close(self) -> None: ...
+    async def reset(self) -> None: ...
+    async def release(self) -> None: ...
+
+
 class MuxedRawStream:
-    def __init__(self, muxed: MuxedStream) -> None:
+    def __init__(self, muxed: ReleasableStream) -> None:
         self._muxed = muxed
         self._remote_ended = False
 

@@ -19,7 +19,6 @@ import trio
 from libp2p.abc import IMuxedConn, INetConn
 from libp2p.network.auto_connector import AutoConnector
 from libp2p.network.config import ConnectionConfig
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.exceptions import SwarmException
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
@@ -228,25 +227,21 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
             return
         self._inbound += 1
         try:
-            admitted = await self._admit(connection, maddr)
+            admitted = await self._admit(connection)
             if admitted is not None:
                 await admitted.event_closed.wait()
         finally:
             self._inbound -= 1
 
-    async def _admit(self, connection: Any, maddr: Multiaddr) -> Any | None:
-        """The connection once it is secured and muxed, or None: whatever a stranger does here ends his own
-        connection only."""
+    async def _admit(self, connection: IMuxedConn) -> Any | None:
+        """The swarm's connection, or None: whatever a stranger does here ends his own connection only. Our transports
+        bring connections that are secured and muxed."""
         try:
-            if isinstance(connection, IMuxedConn):
-                return await self.add_conn(connection, direction="inbound")
-            raw = RawConnection(connection, False)
-            muxed = await self.upgrade_inbound_raw_conn(raw, maddr)
+            return await self.add_conn(connection, direction="inbound")
         except Exception as error:
             log.debug("connection.refused", extra={"error": type(error).__name__})
             await _close_quietly(connection)
             return None
-        return next((c for c in self.get_connections(muxed.peer_id) if c.muxed_conn is muxed), None)
 
 
 def is_relayed(connection: INetConn) -> bool:

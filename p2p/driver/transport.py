@@ -38,6 +38,7 @@ from multiaddr import Multiaddr
 
 from p2p.errors import P2PError, PeerIdInvalid, StreamClosed, StreamReset
 from p2p.identity import peer_id_to_bytes
+from p2p.interface import Limits
 from p2p.noise import PROTOCOL as NOISE
 from p2p.noise import AnotherPeer, NoiseError, NoiseIdentity, ed25519_identity, verify_ed25519
 from p2p.transport import Connection, Link, LinkClosed, LinkStream, open_link
@@ -200,6 +201,10 @@ class MuxedConnection(Link, IMuxedConn):  # type: ignore[misc]
 
     def get_connection_type(self) -> ConnectionType:
         return ConnectionType.DIRECT
+
+
+def yamux_settings(limits: Limits) -> YamuxSettings:
+    return YamuxSettings(window_bytes=limits.stream_window_bytes, receive_total_bytes_max=limits.unread_bytes_max)
 
 
 class NoiseYamuxTcp(ITransport):  # type: ignore[misc]

@@ -10,9 +10,9 @@ import pytest
 import trio
 
 import p2p
-from p2p.driver.muxer import MuxedConnection, MuxedStream
 from p2p.driver.negotiate import encode_line, propose
 from p2p.driver.node import Libp2pNode
+from p2p.driver.transport import MuxedConnection, MuxedStream
 from p2p.framing import encode_frame
 from p2p.testing.contract.tools import PROTOCOL, accept_all, echo, eventually, key_of, settings
 
