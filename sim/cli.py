@@ -114,6 +114,9 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("a", type=Path, metavar="A", help="folder of a run")
     diff.add_argument("b", type=Path, metavar="B", help="folder of another")
     diff.add_argument("--seed", type=int, help="which seed of both; default: the first of each")
+    diff.add_argument(
+        "--expect-different", action="store_true", help="exit 1 when they are equal, not when they differ"
+    )
     diff.add_argument("--json", action="store_true", help="one JSON object")
     diff.set_defaults(act=_diff)
 
@@ -248,7 +251,8 @@ def _replay(options: argparse.Namespace, _: Sequence[str]) -> int:
 def _diff(options: argparse.Namespace, _: Sequence[str]) -> int:
     from .diff import diff
 
-    return _shown(options, diff(options.a, options.b, seed=options.seed))
+    code = _shown(options, diff(options.a, options.b, seed=options.seed))
+    return 1 - code if options.expect_different else code
 
 
 def _shown(options: argparse.Namespace, found: Any) -> int:

@@ -191,6 +191,7 @@ def test_diff_of_equal_runs_says_so(first: Path, tmp_path: Path) -> None:
     assert json.loads(done("diff", first, tmp_path / "again", "--json"))["equal"] is True
 
 
+@pytest.mark.slow
 def test_the_report_is_one_page_without_anything_from_elsewhere(tmp_path: Path) -> None:
     out = tmp_path / "out"
     done("run", "gossip-v11", *TINY, *MORE, "--replications", "2", "--out", out)
