@@ -281,6 +281,14 @@ class PeerNetwork(Network):
             for failed in self._node.dial_failures()
         )
 
+    def reachability(self) -> p2p.Reachability:
+        """How others can reach us, as they said themselves."""
+        return self._node.reachability()
+
+    def statistics(self) -> p2p.Statistics:
+        """Counters since the start."""
+        return self._node.statistics()
+
 
 class PeerStream(Stream):
     """A `p2p` stream as the roles see it: a clean end is None, everything else is `StreamBroken`."""

@@ -43,6 +43,8 @@ COMMANDS: Final = {
     "node": Command("node", "a plain peer: bootstrap, DHT, gossip and relay for others"),
     "offers": Command("offers", "what the network offers: models, prices, speed"),
     "peers": Command("peers", "who we are connected to, and why others could not be reached"),
+    "status": Command("status", "what runs here, how others reach it, what it earns, and why it idles"),
+    "top": Command("top", "the same, live"),
     "wallet": Command("wallet", "the wallet that deposits, stakes and is paid: create, import, show, send"),
     "account": Command("account", "the spending account that pays providers: open, topup, status, withdraw"),
     "stake": Command("stake", "what an operator loses by lying: deposit, status, unbond, withdraw, rotate, slash"),

@@ -22,7 +22,7 @@ from ..serve.openai import CHAT, NormalisedRequest, prompt_tokens_upper_bound
 from ..types import SECOND_NS, FinishReason, Nano, due_nano
 from .asgi import Headers, Receive, Send, response_body, response_start
 from .errors import HttpError, http_error
-from .generation import Choice, Event, open_generations
+from .generation import Choice, Event, GatewayRecord, open_generations
 from .objects import WholeChoice, chat_logprobs, usage_object, x_cocoon
 from .responses import ResponsesRequest, finished, new_id, response_object, whole_output
 from .responses_sse import ResponsesEncoder
@@ -147,6 +147,7 @@ class Answer:
         clock: Clock,
         request: NormalisedRequest,
         form: AnswerForm,
+        record: GatewayRecord,
     ) -> None:
         self._role = role
         self._settings = settings
@@ -154,6 +155,7 @@ class Answer:
         self._clock = clock
         self._request = request
         self._form = form
+        self._record = record
         self._created = clock.now() // SECOND_NS
         self._id = form.response_id
         self._choices = [Choice(index=index) for index in range(request.n)]
@@ -282,6 +284,7 @@ class Answer:
         return self._request.model
 
     def _failed(self, error: BaseException) -> HttpError:
+        self._record.failed += 1
         failure = http_error(error)
         log.info(
             "request.failed",
@@ -291,6 +294,12 @@ class Answer:
 
     def _settle(self, reservation: Reservation) -> None:
         cost_nano = sum(choice.cost_nano() for choice in self._choices)
+        record = self._record
+        record.completion_tokens += sum(choice.tokens for choice in self._choices)
+        replies = (choice.reply for choice in self._choices if choice.reply is not None)
+        record.first_token_ms.extend(reply.first_token_ms for reply in replies if reply.first_token_ms is not None)
+        if cost_nano:
+            record.spent.append((self._clock.now(), cost_nano))
         try:
             self._ledger.settle(reservation, cost_nano, now=self._clock.now())
         except StoreError as error:  # the reservation stays committed: the day has less, never more

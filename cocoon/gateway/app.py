@@ -21,10 +21,13 @@ from ..client.interface import ClientRole
 from ..errors import CocoonError, ModelNotFound
 from ..ports import Clock
 from ..serve.openai import CHAT, COMPLETIONS, NormalisedRequest, normalise
+from ..status import Status
+from ..status.metrics import CONTENT_TYPE, exposition
 from ..types import SECOND_NS
 from .answer import Answer, AnswerForm, CompletionForm, ResponsesForm
 from .asgi import AsgiApp, Receive, Scope, Send, response_body, response_start
 from .errors import HttpRefusal, http_error
+from .generation import GatewayRecord
 from .guard import ClientGone, Guard, read_json
 from .objects import model_objects
 from .responses import read_responses
@@ -37,27 +40,40 @@ MODELS_WAIT_S: Final = 2.0  # a gateway that just started has heard of nobody ye
 NEAR_MATCHES_MAX: Final = 3
 
 Handler = Callable[[Scope, Receive, Send], Awaitable[None]]
+StatusSource = Callable[[], Awaitable[Status]]
 
 
 def build_app(
-    role: ClientRole, settings: GatewaySettings, clock: Clock, ledger: SpendLedger, *, hosts: frozenset[bytes]
+    role: ClientRole,
+    settings: GatewaySettings,
+    clock: Clock,
+    ledger: SpendLedger,
+    *,
+    hosts: frozenset[bytes],
+    record: GatewayRecord | None = None,
+    status: StatusSource | None = None,
 ) -> AsgiApp:
-    """The whole gateway as one ASGI app, guarded. `hosts` are the exact Host values that mean us."""
-    gateway = _Gateway(role, settings, clock, ledger)
+    """The whole gateway as one ASGI app, guarded. `hosts` are the exact Host values that mean us.
+
+    `record` is filled as requests come; without `status` there is no `/metrics`.
+    """
+    gateway = _Gateway(role, settings, clock, ledger, record or GatewayRecord(), status)
     routes = [
-        Route("/v1/models", _Endpoint(gateway.list_models), methods=["GET"]),
-        Route("/v1/models/{model:path}", _Endpoint(gateway.show_model), methods=["GET"]),
-        Route("/v1/chat/completions", _Endpoint(gateway.chat), methods=["POST"]),
-        Route("/v1/completions", _Endpoint(gateway.complete), methods=["POST"]),
-        Route("/v1/responses", _Endpoint(gateway.respond), methods=["POST"]),
-        Route("/healthz", _Endpoint(gateway.health), methods=["GET"]),
+        Route("/v1/models", Endpoint(gateway.list_models), methods=["GET"]),
+        Route("/v1/models/{model:path}", Endpoint(gateway.show_model), methods=["GET"]),
+        Route("/v1/chat/completions", Endpoint(gateway.chat), methods=["POST"]),
+        Route("/v1/completions", Endpoint(gateway.complete), methods=["POST"]),
+        Route("/v1/responses", Endpoint(gateway.respond), methods=["POST"]),
+        Route("/healthz", Endpoint(gateway.health), methods=["GET"]),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _on_http_exception})
+    if status is not None:
+        routes.append(Route("/metrics", Endpoint(gateway.metrics), methods=["GET"]))
+    app = Starlette(routes=routes, exception_handlers={HTTPException: on_http_exception})
     app.router.redirect_slashes = False  # a redirect would be built from the Host header
     return Guard(app, hosts=hosts, api_keys=settings.api_keys)
 
 
-class _Endpoint:
+class Endpoint:
     """A raw ASGI endpoint with the error boundary; Starlette's own per-request objects cost more than they give."""
 
     def __init__(self, handler: Handler) -> None:
@@ -80,13 +96,22 @@ class _Endpoint:
 
 
 class _Gateway:
-    def __init__(self, role: ClientRole, settings: GatewaySettings, clock: Clock, ledger: SpendLedger) -> None:
+    def __init__(
+        self,
+        role: ClientRole,
+        settings: GatewaySettings,
+        clock: Clock,
+        ledger: SpendLedger,
+        record: GatewayRecord,
+        status: StatusSource | None,
+    ) -> None:
         self._role = role
         self._settings = settings
         self._clock = clock
         self._ledger = ledger
         self._started_s = clock.now() // SECOND_NS
-        self._running = 0
+        self._record = record
+        self._status = status
 
     async def chat(self, scope: Scope, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions"""
@@ -104,7 +129,7 @@ class _Gateway:
     async def list_models(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /v1/models"""
         models = await self._models()
-        await _send_json(send, {"object": "list", "data": list(models.values())})
+        await send_json(send, {"object": "list", "data": list(models.values())})
 
     async def show_model(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /v1/models/{id}; the id may be a name or name@digest."""
@@ -121,21 +146,29 @@ class _Gateway:
             )
             hint = f"; near matches: {', '.join(near)}" if near else ""
             raise ModelNotFound(f"nobody offers the model {wanted[:64]!r}{hint}", param="model")
-        await _send_json(send, found)
+        await send_json(send, found)
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /healthz"""
-        await _send_json(
+        await send_json(
             send,
             {
                 "status": "ok",
                 "peer": self._role.peer,
                 "connections": len(self._role.connections()),
-                "requests_running": self._running,
+                "requests_running": self._record.running,
                 "spent_today_nano": self._ledger.spent_nano,
                 "reserved_nano": self._ledger.reserved_nano,
             },
         )
+
+    async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """GET /metrics"""
+        assert self._status is not None
+        body = exposition(await self._status()).encode()
+        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", b"%d" % len(body))]
+        await send(response_start(200, headers))
+        await send(response_body(body, more=False))
 
     async def _generate(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
         request = normalise(endpoint, await self._read(scope, receive))
@@ -153,26 +186,30 @@ class _Gateway:
 
     async def _run(self, request: NormalisedRequest, form: AnswerForm, receive: Receive, send: Send) -> None:
         settings = self._settings
-        if self._running + request.n > settings.requests_max:
+        if self._record.running + request.n > settings.requests_max:
             raise HttpRefusal(429, "too_many_requests", "the gateway runs as many requests as it may", retry_after_s=1)
-        self._running += request.n
+        self._record.running += request.n
+        self._record.requests += 1
         try:
-            await Answer(self._role, settings, self._ledger, self._clock, request, form).serve(receive, send)
+            await Answer(self._role, settings, self._ledger, self._clock, request, form, self._record).serve(
+                receive, send
+            )
         finally:
-            self._running -= request.n
+            self._record.running -= request.n
 
     async def _models(self) -> dict[str, dict[str, Any]]:
         return model_objects(await self._role.offers(wait_s=MODELS_WAIT_S), created=self._started_s)
 
 
-async def _send_json(send: Send, value: Any) -> None:
+async def send_json(send: Send, value: Any) -> None:
+    """A whole answer."""
     body = msgspec.json.encode(value)
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send(response_start(200, headers))
     await send(response_body(body, more=False))
 
 
-async def _on_http_exception(request: Request, error: Exception) -> Response:
+async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals: no such path, or not with this method."""
     assert isinstance(error, HTTPException)
     if error.status_code == 405:

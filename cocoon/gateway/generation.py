@@ -6,9 +6,10 @@ token is measured. Several choices run in a nursery and meet in one bounded chan
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 import trio
@@ -18,7 +19,21 @@ from ..errors import CocoonError
 from ..ports import Delta
 from ..types import Nano
 
+SAMPLES_MAX: Final = 256
+SPENT_MAX: Final = 4_096  # requests whose cost makes the pace of spending
 FAN_OUT_DELTAS_MAX: Final = 64  # waiting to be written, over all choices: about a frame's worth for eight of them
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class GatewayRecord:
+    """What this gateway has done since it started. Counts only, never content."""
+
+    requests: int = 0
+    running: int = 0  # choices: a request with n answers counts n times
+    failed: int = 0
+    completion_tokens: int = 0
+    first_token_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    spent: deque[tuple[int, Nano]] = field(default_factory=lambda: deque(maxlen=SPENT_MAX))  # (ns, cost), the newest
 
 
 @dataclass(slots=True, kw_only=True, eq=False)

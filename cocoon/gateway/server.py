@@ -19,8 +19,9 @@ import trio
 from ..client.interface import ClientRole
 from ..errors import ConfigError
 from ..ports import Clock
-from .app import build_app
+from .app import StatusSource, build_app
 from .asgi import ServerLimits
+from .generation import GatewayRecord
 from .h11_server import serve_h11
 from .hypercorn_server import serve_hypercorn
 from .settings import GatewaySettings, host_values
@@ -42,11 +43,18 @@ class GatewayHandle:
 
 
 @asynccontextmanager
-async def open_gateway(role: ClientRole, settings: GatewaySettings, clock: Clock) -> AsyncIterator[GatewayHandle]:
+async def open_gateway(
+    role: ClientRole,
+    settings: GatewaySettings,
+    clock: Clock,
+    *,
+    record: GatewayRecord | None = None,
+    status: StatusSource | None = None,
+) -> AsyncIterator[GatewayHandle]:
     """Serve until the context is left; running answers then get `settings.shutdown_grace_s`.
 
-    Accepts connections from the moment it is entered. Raises `ConfigError` when the port is taken or the address is
-    not ours. Cancelling cuts running answers, which cancels them at their providers.
+    `record` and `status` as in `build_app`. Accepts connections from the moment it is entered. Cancelling cuts running
+    answers, which cancels them at their providers. Raises `ConfigError` when the port is taken or the address not ours.
     """
     day_file = DayFile(settings.spend_file) if settings.spend_file is not None else None
     ledger = SpendLedger(
@@ -58,7 +66,7 @@ async def open_gateway(role: ClientRole, settings: GatewaySettings, clock: Clock
     listener = await bind(settings.host, settings.port)
     port = listener.getsockname()[1]
     hosts = host_values(settings.host, port, settings.hosts_allowed)
-    app = build_app(role, settings, clock, ledger, hosts=hosts)
+    app = build_app(role, settings, clock, ledger, hosts=hosts, record=record, status=status)
     limits = ServerLimits(connections_max=settings.connections_max, grace_s=settings.shutdown_grace_s)
     name = f"[{settings.host}]" if ":" in settings.host else settings.host
     handle = GatewayHandle(host=settings.host, port=port, base_url=f"http://{name}:{port}/v1", ledger=ledger)

@@ -33,8 +33,8 @@ from ..attest.statement import (
 )
 from ..blobs import BlobShelf
 from ..errors import CocoonError, LimitExceeded, Unavailable
+from ..ports import Clock, Signer
 from ..ports import Network as PeerNetwork
-from ..ports import Signer
 from ..types import NO_DIGEST, SECOND_NS, Digest, Network, PeerId, TeeKind
 
 HELLOS_PER_PEER_MAX: Final = 20
@@ -77,6 +77,7 @@ class EvidenceMaker:
         models: list[Digest],
         enclave: Enclave | None,
         shelf: BlobShelf,
+        clock: Clock,
     ) -> None:
         self._network_id = network_id
         self._network = network
@@ -85,6 +86,8 @@ class EvidenceMaker:
         self._models = models
         self._enclave = enclave
         self._shelf = shelf
+        self._clock = clock
+        self.made_ns: int | None = None  # when the newest evidence was handed out
         self._one_at_a_time = trio.Lock()
         self._asked: list[_Asked] = []  # as many as there are sessions; each withdraws its own
 
@@ -107,6 +110,7 @@ class EvidenceMaker:
         if enclave is None:
             statement = self._open_statement(nonce, sealing_key)
             operator_signature, peer_signature = await self._signatures(statement)
+            self.made_ns = self._clock.now()
             return SignedStatement(
                 statement=statement,
                 operator_signature=operator_signature,
@@ -123,6 +127,7 @@ class EvidenceMaker:
             self._asked.remove(asked)
         if asked.answer is None:
             raise Unavailable(asked.failure or "no evidence was made")
+        self.made_ns = self._clock.now()
         return asked.answer
 
     async def _answer_all(self, enclave: Enclave, sealing_key: bytes) -> None:

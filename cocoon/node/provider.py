@@ -22,6 +22,7 @@ from ..blobs import BlobShelf
 from ..errors import CocoonError, LocalProtocolError, Unavailable
 from ..exchange import OfferExchange, offer_facts
 from ..market.beacon import Load
+from ..market.book import ListedOffer
 from ..market.catalogue import ModelRef
 from ..market.effects import PrepareOffer, Provide, Publish, PublisherEffect
 from ..market.offer import OfferSpec, VerifiedOffer, draft_offer, finish_offer
@@ -31,7 +32,7 @@ from ..ports import Network as PeerNetwork
 from ..pump import SESSION_PROTOCOL
 from ..serve.events import OfferFacts
 from ..serve.sealing import HpkeCrypto, SealingKeys
-from ..types import NO_DIGEST, SECOND_NS, Digest, Network, Prices
+from ..types import NO_DIGEST, SECOND_NS, Digest, Network, Prices, TeeKind
 from ..wire import limits
 from ..wire.signing import verify
 from .earning import EarnedRecord, Earnings, ProviderPayments
@@ -120,6 +121,7 @@ class ProviderRole:
             models=[model.digest],
             enclave=enclave,
             shelf=self._shelf,
+            clock=clock,
         )
         self._serving = Serving(
             network_id=settings.network_id,
@@ -151,6 +153,32 @@ class ProviderRole:
     def offer(self) -> VerifiedOffer | None:
         """Our current offer, once there is one."""
         return self._publisher.current(self.model.digest, now=self._clock.now())
+
+    @property
+    def is_draining(self) -> bool:
+        """Nothing new is taken."""
+        return self._is_draining
+
+    @property
+    def tee(self) -> TeeKind:
+        """What our offers promise to prove."""
+        return self._evidence.tee
+
+    @property
+    def prices(self) -> Prices:
+        """What we ask."""
+        return self._settings.prices
+
+    @property
+    def evidence_age_s(self) -> float | None:
+        """Of the newest evidence that a client got; None before the first."""
+        made_ns = self._evidence.made_ns
+        return None if made_ns is None else max(0, self._clock.now() - made_ns) / SECOND_NS
+
+    def market(self) -> tuple[ListedOffer, ...]:
+        """Everything on offer for our model, ours apart."""
+        listed = self._exchange.book.listed(self.model.digest, now=self._clock.now())
+        return tuple(one for one in listed if one.offer.provider != self._network.peer)
 
     @property
     def sessions_open(self) -> int:
