@@ -70,9 +70,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         )
     console.say("")
     console.say(
-        f"Of all time, vouchers over {format_ton(held_nano)} TON are held; {format_ton(claimed_nano)} TON of them"
+        f"Of all time: {format_ton(held_nano)} TON signed by clients, {format_ton(claimed_nano)} TON of it paid out,"
     )
-    console.say(f"are paid, {format_ton(held_nano - claimed_nano)} TON are not claimed yet (`cocoon claims`).")
+    console.say(f"{format_ton(held_nano - claimed_nano)} TON not claimed yet (`cocoon claims`).")
     return 0
 
 

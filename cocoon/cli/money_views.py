@@ -124,7 +124,7 @@ class AccountView:
         if not is_due:
             found.append(Locked(what="bond", amount_nano=self.bond_nano, until_s=until_s, words=words))
             found.append(
-                Locked(what="free", amount_nano=self.free_nano, until_s=until_s, words=f"to spend; out {words}")
+                Locked(what="free", amount_nano=self.free_nano, until_s=until_s, words=f"{words}; free to spend")
             )
             found.append(
                 Locked(
