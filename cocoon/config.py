@@ -88,6 +88,13 @@ class WalletConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     unaudited_mainnet: bool = False  # spend coins of value although nothing here was audited
 
 
+class MetricsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Prometheus's page of a provider or a node. A gateway has it on its own port."""
+
+    host: str = "127.0.0.1"
+    port: int | None = None  # None: no page; 0 takes a free one
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that a configuration file can say."""
 
@@ -98,6 +105,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     provider: ProviderConfig = ProviderConfig()
     chain: ChainConfig = ChainConfig()
     wallet: WalletConfig = WalletConfig()
+    metrics: MetricsConfig = MetricsConfig()
 
     @property
     def network_id(self) -> Network:
@@ -131,6 +139,8 @@ def checked(config: Config, *, source: str = "command line") -> Config:
     Network.from_label(config.network)
     if not 0 <= config.gateway.port <= 65535:
         raise ConfigError(f"{source}: port {config.gateway.port} is out of range", advice="Use 1 to 65535, or 0.")
+    if config.metrics.port is not None and not 0 <= config.metrics.port <= 65535:
+        raise ConfigError(f"{source}: metrics port {config.metrics.port} is out of range", advice="Use 1 to 65535.")
     for name, amount in (
         ("gateway.spend_request_max_ton", config.gateway.spend_request_max_ton),
         ("gateway.spend_day_max_ton", config.gateway.spend_day_max_ton),
@@ -267,6 +277,11 @@ class Home:
     def api_key_path(self) -> Path:
         """The gateway's bearer key."""
         return self.path / "gateway.key"
+
+    @property
+    def metrics_key_path(self) -> Path:
+        """The bearer key of `/metrics`, where it is not the gateway's."""
+        return self.path / "metrics.key"
 
     @property
     def database_path(self) -> Path:

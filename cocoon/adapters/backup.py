@@ -57,6 +57,7 @@ _KEPT: Final = (
     "node.key",
     "operator.key",
     "gateway.key",
+    "metrics.key",
     "wallet.*.json",
     "account.*.json",
     "stake.*.json",

@@ -71,7 +71,7 @@ async def run_demo(
             home = Home(path=folder)
             async with (
                 open_role(terms) as role,
-                open_api(role, prepared.config, home, key, SystemClock()) as gateway,
+                open_api(role, prepared.config, home, key, SystemClock()) as (gateway, _),
             ):
                 offers = await _all_offers(role, providers)
                 console.progress(f"ready after {time.monotonic() - started_at:.1f} s")

@@ -8,11 +8,12 @@ from __future__ import annotations
 import argparse
 
 from .console import Console
-from .options import add_bootstrap, add_common, add_listen, setup
+from .options import add_bootstrap, add_common, add_listen, add_metrics, setup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of `cocoon node`."""
+    add_metrics(parser)
     add_common(parser)
     add_bootstrap(parser)
     add_listen(parser)

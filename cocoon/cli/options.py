@@ -110,6 +110,13 @@ def add_passphrase(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_metrics(parser: argparse.ArgumentParser) -> None:
+    """Prometheus."""
+    parser.add_argument(
+        "--metrics-port", type=int, metavar="N", help="serve /metrics for Prometheus on 127.0.0.1 (default: not)"
+    )
+
+
 def setup(args: argparse.Namespace, **changes: object) -> Setup:
     """Read the home's configuration and put the arguments, and `changes` (`section__key`), over it."""
     log_level = "debug" if args.debug else args.log_level
@@ -124,6 +131,7 @@ def setup(args: argparse.Namespace, **changes: object) -> Setup:
         "peer.bootstrap": getattr(args, "bootstrap", None),
         "peer.listen": getattr(args, "listen", None),
         "peer.announce": getattr(args, "announce", None),
+        "metrics.port": getattr(args, "metrics_port", None),
         "client.trust": getattr(args, "trust", None),
         "client.account": getattr(args, "account", None),
         "chain.config_path": getattr(args, "chain_config", None),

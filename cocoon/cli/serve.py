@@ -6,7 +6,7 @@ import argparse
 
 from ..errors import ConfigError
 from .console import Console
-from .options import add_bootstrap, add_chain, add_common, add_listen, add_passphrase, setup
+from .options import add_bootstrap, add_chain, add_common, add_listen, add_metrics, add_passphrase, setup
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_passphrase(parser)
     add_chain(parser)
+    add_metrics(parser)
     add_common(parser)
     add_bootstrap(parser)
     add_listen(parser)

@@ -34,6 +34,7 @@ from .console import Console
 from .keys import api_key as key_in_file
 from .options import SPENT_FILE, Setup
 from .paying import ProviderMoney, opened_account, opened_money
+from .watching import GatewayStatus, of_node, of_provider, shown, watched
 
 if TYPE_CHECKING:
     from ..adapters.ton.wallet import WalletKey
@@ -68,7 +69,8 @@ async def run_node(prepared: Setup, console: Console) -> None:
             store=store,
             clock=clock,
         ) as network,
-        open_plain_node(network, network_id=config.network_id, clock=clock, store=store),
+        open_plain_node(network, network_id=config.network_id, clock=clock, store=store) as node,
+        watched(config, home, "node", of_node(node, network, config, clock), console),
     ):
         console.notice(f"node is up on {config.network} · peer {network.peer}")
         console.say("Others join with:")
@@ -148,6 +150,21 @@ async def run_provider(prepared: Setup, console: Console, *, wallet_key: WalletK
                 enclave=enclave,
                 payments=paid.payments,
             ) as provider,
+            watched(
+                config,
+                home,
+                "provider",
+                of_provider(
+                    provider,
+                    network,
+                    engine,
+                    store,
+                    config,
+                    clock,
+                    payout=None if paid.payments is None else paid.payments.payout,
+                ),
+                console,
+            ),
         ):
             await provider.wait_offered()
             _say_serving(console, config, network, located, paid)
@@ -221,7 +238,8 @@ async def run_gateway(prepared: Setup, trust: TrustPolicy, console: Console, *, 
         await SqliteStore.open(home.database_path, clock=clock, entropy=entropy) as store,
         opened_account(prepared, console) as payment,
         open_role(terms, store=store, payment=payment) as role,
-        open_api(role, config, home, key, clock) as gateway,
+        open_api(role, config, home, key, clock) as (gateway, status),
+        shown(home, "gateway", status, console),
     ):
         if trust.warning:
             console.notice(warning_of(trust))
@@ -255,8 +273,8 @@ async def check_port_free(config: Config) -> None:
 @asynccontextmanager
 async def open_api(
     role: ClientRole, config: Config, home: Home, key: Secret, clock: SystemClock
-) -> AsyncIterator[GatewayHandle]:
-    """The HTTP side of a gateway. Raises `ConfigError` when the port is taken."""
+) -> AsyncIterator[tuple[GatewayHandle, GatewayStatus]]:
+    """The HTTP side of a gateway, and what it says of itself. Raises `ConfigError` when the port is taken."""
     settings = GatewaySettings(
         api_keys=(key,),
         spend_max_request_nano=ton(config.gateway.spend_request_max_ton),
@@ -265,8 +283,10 @@ async def open_api(
         port=config.gateway.port,
         spend_file=home.path / SPENT_FILE,
     )
-    async with open_gateway(role, settings, clock) as gateway:
-        yield gateway
+    status = GatewayStatus(role, config, clock)
+    async with open_gateway(role, settings, clock, record=status.record, status=status) as gateway:
+        status.handle = gateway
+        yield gateway, status
 
 
 def _api_key_path(config: Config, home: Home) -> Path:

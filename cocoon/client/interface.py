@@ -141,6 +141,11 @@ class ClientRole(Protocol):
         """A provider's evidence, complete and unverified, for a fresh nonce of ours. Raises `NoProvider`."""
         ...
 
+    @property
+    def account_left_nano(self) -> Nano | None:
+        """What the spending account holds and is promised to nobody; None without an account."""
+        ...
+
     def connections(self) -> tuple[Connection, ...]:
         """Live connections."""
         ...

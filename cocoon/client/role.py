@@ -206,6 +206,11 @@ class Client:
         self._judge.policy = policy
         self.pool.end_all(Unavailable("the trust policy has changed"))
 
+    @property
+    def account_left_nano(self) -> Nano | None:
+        """What the spending account holds and is promised to nobody; None without an account."""
+        return None if self.spending is None else self.spending.payer.available_nano
+
     def connections(self) -> tuple[Connection, ...]:
         """Live connections."""
         return self._network.connections()

@@ -204,6 +204,8 @@ class FakeClientRole:
     async def offers(self, model: str | None = None, *, wait_s: float = 0.0) -> tuple[OfferView, ...]:
         return tuple(one for one in self._offers if model is None or one.model_name == model)
 
+    account_left_nano: Nano | None = None
+
     def connections(self) -> tuple[Connection, ...]:
         return (Connection(peer=PROVIDER, address="/ip4/127.0.0.1/tcp/1", outbound=True, opened_ns=0),)
 

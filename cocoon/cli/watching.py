@@ -1,0 +1,141 @@
+"""How a running service shows itself: a socket in the home for `cocoon status`, and `/metrics` where it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import msgspec
+
+from .. import __version__
+from ..adapters.clock import SystemClock
+from ..adapters.network import PeerNetwork
+from ..client.interface import ClientRole, OfferView
+from ..config import Config, Home
+from ..gateway.generation import GatewayRecord
+from ..gateway.local import open_local
+from ..gateway.server import GatewayHandle
+from ..node.plain import PlainNode
+from ..node.provider import ProviderRole
+from ..ports import Engine, Store
+from ..status import Status, control, reading
+from ..status.facts import ModelFacts
+from ..types import Prices, ton
+from .console import Console
+from .keys import api_key as key_in_file
+
+StatusSource = Callable[[], Awaitable[Status]]
+
+
+def started(config: Config, clock: SystemClock) -> reading.Started:
+    """This process, from now on."""
+    return reading.Started(version=__version__, network_id=config.network_id, at_ns=clock.now())
+
+
+@asynccontextmanager
+async def shown(home: Home, role: str, status: StatusSource, console: Console) -> AsyncIterator[None]:
+    """Answer `cocoon status` until the block is left."""
+
+    async def answer(what: str) -> dict[str, Any]:
+        if what != "status":
+            return {"error": "unknown question"}
+        found: dict[str, Any] = msgspec.to_builtins(await status())
+        return found
+
+    async with control.open_control(home.path, role, answer) as path:
+        if path is None:
+            console.say(f"`cocoon status` cannot ask this process: the path of {home.path} is too long for a socket.")
+        yield
+
+
+@asynccontextmanager
+async def watched(
+    config: Config, home: Home, role: str, status: StatusSource, console: Console
+) -> AsyncIterator[str | None]:
+    """`shown`, and metrics on `metrics.port` if there is one; their URL."""
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(shown(home, role, status, console))
+        if config.metrics.port is None:
+            yield None
+            return
+        key = key_in_file(home.metrics_key_path)
+        local = await stack.enter_async_context(
+            open_local(config.metrics.host, config.metrics.port, key=key, status=status)
+        )
+        url = f"{local.base_url}/metrics"
+        console.line(f"metrics    {url} (key in {home.metrics_key_path})")
+        yield url
+
+
+def of_node(node: PlainNode, network: PeerNetwork, config: Config, clock: SystemClock) -> StatusSource:
+    """A plain node's status."""
+    begun = started(config, clock)
+
+    async def status() -> Status:
+        return reading.of_node(node, network, started=begun, clock=clock)
+
+    return status
+
+
+def of_provider(
+    role: ProviderRole,
+    network: PeerNetwork,
+    engine: Engine,
+    store: Store,
+    config: Config,
+    clock: SystemClock,
+    *,
+    payout: bytes | None,
+) -> StatusSource:
+    """A provider's status."""
+    begun = started(config, clock)
+
+    async def status() -> Status:
+        return await reading.of_provider(role, network, engine, started=begun, clock=clock, store=store, payout=payout)
+
+    return status
+
+
+class GatewayStatus:
+    """A gateway's status. The gateway asks it for `/metrics`, so it is there before the gateway is."""
+
+    def __init__(self, role: ClientRole, config: Config, clock: SystemClock) -> None:
+        self.record = GatewayRecord()
+        self.handle: GatewayHandle | None = None
+        self._role = role
+        self._clock = clock
+        self._begun = started(config, clock)
+        self._day_max_nano = ton(config.gateway.spend_day_max_ton)
+
+    async def __call__(self) -> Status:
+        """Now."""
+        role, ledger = self._role, None if self.handle is None else self.handle.ledger
+        return reading.of_gateway(
+            peer=role.peer,
+            connections=role.connections(),
+            failures=role.dial_failures(),
+            models=_models(await role.offers()),
+            record=self.record,
+            spent_today_nano=0 if ledger is None else ledger.spent_nano,
+            reserved_nano=0 if ledger is None else ledger.reserved_nano,
+            day_max_nano=self._day_max_nano,
+            account_left_nano=role.account_left_nano,
+            started=self._begun,
+            clock=self._clock,
+        )
+
+
+def _models(offers: Sequence[OfferView]) -> tuple[ModelFacts, ...]:
+    prices: dict[str, list[Prices]] = {}
+    for one in offers:
+        prices.setdefault(one.model_name, []).append(one.prices)
+    return tuple(
+        ModelFacts(
+            name=name,
+            offers=len(each),
+            price_output_min_nano=min(one.output_nano for one in each),
+            price_output_max_nano=max(one.output_nano for one in each),
+        )
+        for name, each in sorted(prices.items(), key=lambda item: (-len(item[1]), item[0]))[: reading.MODELS_MAX]
+    )
