@@ -42,6 +42,7 @@ class SimClock(trio.abc.Clock):
         self.kernel = kernel
         self.jumps = 0  # how often time was handed to trio: a measure of what tasks cost
         self._has_woken = False
+        self._is_stuck = False
 
     # --- what trio asks ----------------------------------------------------------------------------------
 
@@ -52,6 +53,8 @@ class SimClock(trio.abc.Clock):
         return (self.kernel.now - self.kernel.start_ns) / SECOND
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
+        if self._is_stuck:
+            raise ClockStuck(f"tasks were still cleaning up {GRACE_S:g} s after the end")
         return 0.0 if deadline <= self.current_time() else NEVER_S
 
     # --- what the simulation does ------------------------------------------------------------------------
@@ -59,6 +62,10 @@ class SimClock(trio.abc.Clock):
     def woke(self) -> None:
         """An event has made a task runnable: let it run before the next event."""
         self._has_woken = True
+
+    def give_up(self) -> None:
+        """trio ends at its next look at the clock, with TrioInternalError: the only way out of a shielded task."""
+        self._is_stuck = True
 
     def instant_ns(self, seconds: float) -> int:
         """The first instant at which `current_time()` is not before that many seconds."""
@@ -129,7 +136,8 @@ def run_trio(
                 on_end()
             running.cancel()
             await clock.drive(until_ns + int(GRACE_S * SECOND))  # what is cancelled cleans up, and takes its time
-            raise ClockStuck(f"tasks were still cleaning up {GRACE_S:g} s after the end")
+            clock.give_up()
+            await trio.sleep_forever()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(drive)
@@ -138,4 +146,9 @@ def run_trio(
             nursery.cancel_scope.cancel()
 
     with deterministic_scheduling(kernel.seed):
-        trio.run(everything, clock=clock)
+        try:
+            trio.run(everything, clock=clock)
+        except trio.TrioInternalError as error:
+            if isinstance(error.__cause__, ClockStuck):
+                raise error.__cause__ from None
+            raise
