@@ -20,7 +20,6 @@ from sim.levels.gossip import gossip_settings
 from sim.levels.node import Node
 from sim.levels.world import Observer, World
 from sim.net import Latency, MatrixLatency, Network, RegionLatency, UniformLatency, load_matrix, load_regions
-from sim.rng import stream
 from sim.scenario import DhtSpec, GossipSpec, NetSpec, Scenario
 from sim.trace import Recording, Trace
 
@@ -210,10 +209,10 @@ class Population:
     # --- partitions --------------------------------------------------------------------------------------
 
     def _part(self, share: float, for_s: float) -> None:
+        """Each node draws its side itself."""
         world = self.world
-        count = int(share * len(world.nodes))
-        chosen = stream(world.seed, "partition", world.kernel.now).sample(world.nodes, count)
-        part(world, [node.number for node in chosen], for_s)
+        chosen = [node.number for node in world.nodes if node.roles and world.rng("partition", node).random() < share]
+        part(world, chosen, for_s)
 
 
 def part(world: World, side: list[int], for_s: float) -> None:

@@ -24,6 +24,7 @@ from sim.rng import stream
 from sim.scenario import GossipSpec, MetricsSpec
 
 SETTLED_S = 30.0  # older messages are on no way any more: the IWANT of the last IHAVE has been answered long ago
+UNDER_WAY_S = 3.0  # a message younger than this at the end of the run is not judged by who has it
 NEVER_BYTES = 1 << 30  # a size that no message has: switches IDONTWANT off
 _HELD = (0.0, 0.5, 0.9, 0.99, 1.0)
 
@@ -211,7 +212,8 @@ class GossipWorkload:
 
     def summary(self) -> dict[str, Any]:
         for publication in self._publications.values():
-            self._count(publication)
+            if self.world.kernel.now - publication.at >= UNDER_WAY_S * SECOND:
+                self._count(publication)
         self._publications.clear()
         least, p50, p90, p99, most = self.delays.quantiles_ms(_HELD)
         degrees = [

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,12 +38,12 @@ from sim.levels.building import new_network
 from sim.levels.counts import Sent
 from sim.levels.dht import kad_settings
 from sim.levels.entropy import simulated_modules
-from sim.levels.gossip import gossip_settings
+from sim.levels.gossip import UNDER_WAY_S, gossip_settings
 from sim.levels.machines import with_ends
 from sim.levels.node import Identity
 from sim.levels.quantiles import Delays, quantile
 from sim.net import Nat, Network
-from sim.net.sockets import SimHost, SimHosts
+from sim.net.sockets import SimHost, SimHosts, current_host
 from sim.out import Progress, Sink
 from sim.result import LevelResult
 from sim.rng import Stream, stream
@@ -52,6 +53,7 @@ from sim.trace import Recording, Trace
 NODES_MAX = 200  # each holds some megabytes and twenty tasks per connection
 PORT = 4001
 DIALS_AT_S = 0.5  # when all listeners stand
+NEVER_S = 1e9
 _MS = 1_000_000
 _MBIT = 1_000_000 / 8
 
@@ -163,9 +165,10 @@ class WholeWorld:
 
     async def _session(self, node: _Whole) -> None:
         self.kernel.trace.add(self.kernel.now, node.number, "up")
+        is_server = "dht" in node.spec.roles and node.spec.link.nat == "public"
         settings = NodeSettings(
             listen=(node.address,),
-            dht_mode=DhtMode.SERVER if node.spec.link.nat == "public" else DhtMode.CLIENT,
+            dht_mode=DhtMode.SERVER if is_server else DhtMode.CLIENT,
             gossip="gossip" in node.spec.roles,
             reach=ReachSettings(check=bool(node.spec.params.get("reach_check", False))),
         )
@@ -219,9 +222,9 @@ class WholeWorld:
                 publication.expected -= 1
 
     def _part(self, share: float, for_s: float) -> None:
-        count = int(share * len(self.nodes))
-        chosen = stream(self.seed, "partition", self.kernel.now).sample(self.nodes, count)
-        number = self.network.partition([node.number for node in chosen])
+        """Each node draws its side itself."""
+        side = [node.number for node in self.nodes if self.rng("partition", node).random() < share]
+        number = self.network.partition(side)
         self.kernel.after(int(for_s * SECOND), self.network.heal, number)
 
     # --- workloads ---------------------------------------------------------------------------------------
@@ -307,8 +310,9 @@ class WholeWorld:
         routers = [node.node.gossip.router for node in self.nodes if node.node is not None and node.node.gossip]
         duplicates = self.duplicates + sum(router.counters.duplicates for router in routers)
         p50, p90, p99 = self.delays.quantiles_ms((0.5, 0.9, 0.99))
-        expected = sum(publication.expected for publication in self.publications.values())
-        got = sum(publication.got for publication in self.publications.values())
+        settled = [p for p in self.publications.values() if self.kernel.now - p.at >= UNDER_WAY_S * SECOND]
+        expected = sum(publication.expected for publication in settled)
+        got = sum(publication.got for publication in settled)
         metrics = self.scenario.metrics
         topic = self.scenario.gossip.topic if self.scenario.gossip else ""
         degrees = [len(router.state.mesh.get(topic, ())) for router in routers]
@@ -362,14 +366,21 @@ class _CountedGossip(Gossip):
 
 
 @contextmanager
-def _scenario_settings(scenario: Scenario, sent: Sent) -> Iterator[None]:
+def _scenario_settings(scenario: Scenario, sent: Sent, roles: list[tuple[str, ...]]) -> Iterator[None]:
     """Nodes that are opened within it have the scenario's settings of gossip and DHT, which the driver fixes."""
     module: Any = p2p.driver.node
     was = module.Gossip, module.Dht
     spec = scenario.gossip or GossipSpec()
     module.Gossip = partial(_CountedGossip, settings=gossip_settings(spec), sent=sent)
-    if scenario.dht is not None:
-        module.Dht = partial(Dht, settings=kad_settings(scenario.dht))
+    settings = kad_settings(scenario.dht or DhtSpec())
+    quiet = replace(settings, refresh_first_s=NEVER_S)  # a node without the role knows whom it is connected to, no more
+
+    def new_dht(*args: Any, **named: Any) -> Dht:
+        host = current_host()
+        has_role = host is not None and "dht" in roles[host.number]
+        return Dht(*args, settings=settings if has_role else quiet, **named)
+
+    module.Dht = new_dht
     try:
         yield
     finally:
@@ -402,7 +413,8 @@ def run_level(
         kernel.after(SECOND, report)
 
     kernel.after(SECOND, report)
-    with _scenario_settings(scenario, world.sent), simulated_modules(kernel):
+    roles = [node.spec.roles for node in world.nodes]
+    with _scenario_settings(scenario, world.sent, roles), simulated_modules(kernel):
         run_trio(kernel, world.main, until_ns=until, on_end=on_end)
     summary["network"] = {
         "messages": world.network.messages,

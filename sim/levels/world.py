@@ -85,6 +85,7 @@ class World:
         self.observer = observer or Observer()
         self.gossip_settings = gossip_settings or GossipSettings()
         self.kad_settings = kad_settings or KadSettings()
+        self.market: Any = None  # what `sim.levels.market` attaches
         self.refresh_spread_s = 0.0  # nodes that are there from the start look around within this time, not at once
         self.asks = 0
         self.dials_failed = 0
@@ -121,6 +122,7 @@ class World:
             queue_bytes=link.queue_bytes,
             nat=Nat(link.nat),
             region=link.region,
+            relays=bool(roles),
         )
         self.nodes.append(node)
         for role in roles:

@@ -89,8 +89,10 @@ class Network:
         queue_bytes: int = 0,
         nat: Nat = Nat.PUBLIC,
         region: str = "",
+        relays: bool = True,
     ) -> int:
-        """A new node's number; nodes are numbered from 0. Rates of 0 are no limit. Raises WorldInvalid."""
+        """A new node's number; nodes are numbered from 0. Rates of 0 are no limit. `relays`: for hidden nodes, if it is
+        public itself. Raises WorldInvalid."""
         self._latency.add(key, region)
         number = len(self._keys)
         self._keys.append(key)
@@ -99,7 +101,7 @@ class Network:
         self._up.append(_Queue(up_bytes_per_s, queue_bytes) if up_bytes_per_s else None)
         self._down.append(_Queue(down_bytes_per_s, queue_bytes) if down_bytes_per_s else None)
         self._nat.append(nat)
-        if nat is Nat.PUBLIC:
+        if nat is Nat.PUBLIC and relays:
             self._public.append(number)
         return number
 
