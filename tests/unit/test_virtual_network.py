@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given
 
 from p2p.gossip import Prune, Rpc, encode_rpc, rpc_bytes
@@ -233,6 +235,24 @@ def test_providers_values_and_peers_are_found_in_a_network_that_loses_messages()
     assert found.result.peer is not None
     assert found.result.peer.addresses == peers[9].addresses
     assert missing.result == PeerFound(None)
+
+
+def test_the_garbage_collector_is_as_it_was_after_a_run_and_after_a_failed_one() -> None:
+    def fail() -> None:
+        assert not gc.isenabled()
+        raise ZeroDivisionError
+
+    network = VirtualNetwork(seed=1)
+    network.after(1, fail)
+    with pytest.raises(ZeroDivisionError):
+        network.run(seconds=2)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        network.run(seconds=1)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
 if __name__ == "__main__":
