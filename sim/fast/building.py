@@ -65,6 +65,7 @@ def rules_of(scenario: Scenario, spec: GossipSpec, *, tick_ns: int, seed: int) -
     score = settings.score
     topic = score.topics.get(spec.topic, score.topic_default)
     low, high = scenario.net.latency_ms
+    in_mesh_s = 1.0 if topic is None else topic.time_in_mesh_quantum_s
     is_first = spec.protocol == "v1.0"
     message, ids, each, graft, prune = _sizes(spec, settings)
     keep_s = _KEEP_QUEUED_S if has_bandwidth else _KEEP_LARGE_S if nodes > _LARGE else _KEEP_S
@@ -105,8 +106,8 @@ def rules_of(scenario: Scenario, spec: GossipSpec, *, tick_ns: int, seed: int) -
         redials_max=REDIALS_MAX,
         gossip_factor=settings.gossip_factor,
         opportunistic_below=score.opportunistic_graft_threshold,
-        time_weight=0.0 if topic is None else topic.weight * topic.time_in_mesh_weight / topic.time_in_mesh_quantum_s / second,
-        time_cap=0.0 if topic is None else topic.time_in_mesh_cap * topic.time_in_mesh_quantum_s * second,
+        time_weight=0.0 if topic is None else topic.weight * topic.time_in_mesh_weight / in_mesh_s / second,
+        time_cap=0.0 if topic is None else topic.time_in_mesh_cap * in_mesh_s * second,
         first_weight=0.0 if topic is None else topic.weight * topic.first_deliveries_weight,
         first_cap=0.0 if topic is None else topic.first_deliveries_cap,
         first_decay=1.0 if topic is None else topic.first_deliveries_decay,
@@ -220,6 +221,8 @@ def gossip_model(scenario: Scenario, spec: GossipSpec, *, seed: int, keeps_all: 
     rules = rules_of(scenario, spec, tick_ns=tick_ns, seed=seed)
     region, matrix = latencies_of(scenario, tick_ns=tick_ns, seed=seed)
     alive, operations = churn_of(scenario, tick_ns=tick_ns, seed=seed)
+    if rules.has_churn:
+        operations += [Operation(1, state.UP, int(node)) for node in np.flatnonzero(alive)]
     rows = random_rows(
         nodes, rules, seed=seed, region=region, matrix=matrix, alive=alive, spare=0 if nodes > _LARGE else 4
     )

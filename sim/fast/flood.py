@@ -64,8 +64,8 @@ def _flood(nodes: Int32, links: Int32, arrival: Int32, hops: Int32, ring: Int32,
 
 
 def flood(rows: Rows, source: int) -> tuple[Int32, Int32]:
-    """Ticks until each node has its first copy (NEVER where none comes), and over how many hops; 0 at the source. Raises
-    NumbaMissing, WorldInvalid."""
+    """Ticks until each node has its first copy (NEVER where none comes), and over how many hops; 0 at the source.
+    Raises NumbaMissing, WorldInvalid."""
     count = len(rows.nodes)
     require_speed(count)
     delays = rows.links[:, state.DELAY]

@@ -4,9 +4,9 @@
     model.run_until(60.0)
     model.counts()["message"], model.delay_quantile_ms(0.99), model.arrivals()
 
-What is modelled: first copies, duplicates, IHAVE, IWANT, GRAFT and PRUNE with their races, IDONTWANT, loss, jitter, FIFO
-up- and downlinks, nodes that come and go. What is left out, against the real router: penalties and the graylist
-(nobody misbehaves here), P3, rate limits, peer exchange, more than one topic, and that messages of one stream never
+What is modelled: first copies, duplicates, IHAVE, IWANT, GRAFT and PRUNE with their races, peer exchange, IDONTWANT,
+loss, jitter, FIFO up- and downlinks, nodes that come and go. What is left out, against the real router: penalties and
+the graylist (nobody misbehaves here), P3, rate limits, more than one topic, and that messages of one stream never
 overtake each other.
 """
 
@@ -71,7 +71,7 @@ class GossipModel:
             ring=np.full((state.RING, 2), -1, np.int32),
             chunks=np.full((chunks, 2), -1, np.int32),
             events=np.empty((chunks, 2 * state.CHUNK), np.int64),
-            delays=np.zeros(DELAY_BINS, np.int64),
+            delays=np.zeros((2, DELAY_BINS), np.int64),
             words=np.array([seeded(seed, "fast.gossip")[0], 0xCBF29CE484222325], np.uint64),
             scratch=np.zeros((3, widest), np.int64),
             matrix=one_by_one() if matrix is None else matrix,
@@ -116,9 +116,14 @@ class GossipModel:
             "idontwant": self.counter(state.SENT_IDONTWANT),
         }
 
-    def delay_quantile_ms(self, share: float) -> float:
+    def delays(self, *, timely: bool = False) -> Int64:
+        """How many first deliveries took so many steps of BIN_NS. `timely`: to nodes that were up at the publishing."""
+        found: Int64 = self.model.delays[int(timely)]
+        return found
+
+    def delay_quantile_ms(self, share: float, *, timely: bool = False) -> float:
         """Of first deliveries, to 0.1 ms. 0 where there were none."""
-        delays = self.model.delays
+        delays = self.delays(timely=timely)
         total = int(delays.sum())
         if total == 0:
             return 0.0
@@ -128,7 +133,7 @@ class GossipModel:
     def delay_histogram(self, bin_ms: float, bins: int) -> list[int]:
         """The last bar holds the rest."""
         width = max(1, round(bin_ms * 1e6 / BIN_NS))
-        delays = self.model.delays
+        delays = self.delays()
         found = [int(delays[index * width : (index + 1) * width].sum()) for index in range(bins - 1)]
         return [*found, int(delays.sum()) - sum(found)]
 

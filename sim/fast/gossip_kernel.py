@@ -59,13 +59,11 @@ def forward(model: Model, node: int, sender: int, message: int, now: int) -> Non
             peer = links[slot, state.PEER]
             if peer != sender and peer != source:
                 core[state.SENT_IDONTWANT] += 1
-                transmit(
-                    model, node, slot, state.IDONTWANT, message, core[state.IDS_BYTES] + core[state.ID_BYTES], now
-                )
+                transmit(model, node, slot, state.IDONTWANT, message, core[state.IDS_BYTES] + core[state.ID_BYTES], now)
     column = state.MASK_LOW if message & 32 == 0 else state.MASK_HIGH
     for slot in range(first, end):
         peer = int(links[slot, state.PEER])
-        if peer == sender or peer == source:
+        if peer == sender or peer == source:  # noqa: SIM109 - a tuple costs time in a kernel
             continue
         if core[state.HAS_IDONTWANT] and (marks[slot, column] >> (message & 31)) & 1:
             continue
@@ -92,10 +90,13 @@ def on_first_copy(model: Model, node: int, sender: int, message: int, now: int, 
             model.marks[slot, state.SCORE] = min(model.marks[slot, state.SCORE] + state.SCORE_ONE, most)
     model.seen[node, message] = now
     core[state.DELIVERED] += 1
-    core[state.TIMELY] += model.nodes[node, state.SINCE] <= model.messages[message, state.AT]
     if kind == state.RESPONSE:
         core[state.RECOVERED] += 1
-    model.delays[min(age // core[state.BIN_TICKS], len(model.delays) - 1)] += 1
+    step = min(age // core[state.BIN_TICKS], model.delays.shape[1] - 1)
+    model.delays[0, step] += 1
+    if model.nodes[node, state.SINCE] <= model.messages[message, state.AT]:
+        core[state.TIMELY] += 1
+        model.delays[1, step] += 1
     word = (np.uint64(now) << _20) ^ (np.uint64(message) << _44) ^ np.uint64(node)
     model.words[state.TRACE] = (model.words[state.TRACE] ^ mix(word)) * _PRIME
     forward(model, node, sender, message, now)
@@ -283,7 +284,8 @@ def open_bucket(model: Model, bucket: int) -> bool:
             break
         if not has_room(model):
             return False
-        if nodes[node, state.ALIVE] and core[state.BEAT_ROUND] > 0:  # the first one is a period after the start
+        since = nodes[node, state.SINCE]
+        if nodes[node, state.ALIVE] and at >= since + core[state.HEARTBEAT]:  # a period after the start at first
             beat(model, node, at)
             core[state.EVENTS] += 1
         core[state.BEAT_AT] += 1

@@ -60,9 +60,7 @@ def _put(nodes: Int32, links: Int32, marks: Int32, owner: int, peer: int, delay:
 
 
 @kernel
-def _fill(
-    nodes: Int32, links: Int32, marks: Int32, picks: Int32, core: Int64, reals: Float64, matrix: Float64
-) -> None:
+def _fill(nodes: Int32, links: Int32, marks: Int32, picks: Int32, core: Int64, reals: Float64, matrix: Float64) -> None:
     for node in range(picks.shape[0]):
         for index in range(picks.shape[1]):
             other = int(picks[node, index])

@@ -1,4 +1,4 @@
-"""The one place that knows numba. `@kernel` and `@njit` compile where numba is installed; elsewhere it returns the function as it is.
+"""The one place that knows numba. `@kernel` and `@njit` compile where it is installed, and elsewhere change nothing.
 
 Kernels are written in the part of Python that both understand, so the same source gives the same numbers either way:
 without numba a thousand times slower, which is for checking and for small networks only (`require_speed`).

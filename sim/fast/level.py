@@ -65,9 +65,7 @@ def run_level(scenario: Scenario, *, seed: int, sink: Sink, progress: Progress) 
 # --- gossip --------------------------------------------------------------------------------------------------
 
 
-def _run_gossip(
-    run: _Run, scenario: Scenario, spec: GossipSpec, *, seed: int, sink: Sink, progress: Progress
-) -> None:
+def _run_gossip(run: _Run, scenario: Scenario, spec: GossipSpec, *, seed: int, sink: Sink, progress: Progress) -> None:
     nodes = sum(group.count for _, group in gossipers(scenario))
     messages = int(spec.publishers * spec.rate_per_s * max(0.0, spec.publish_until_s - spec.publish_from_s)) + 1
     has_rows = sink.wants("deliveries") and keeps_all(nodes, messages)
@@ -107,9 +105,10 @@ def _run_gossip(
 
 
 def gossip_summary(model: GossipModel, metrics: MetricsSpec) -> dict[str, Any]:
-    """As level 1 says it; None where there was nothing to measure."""
+    """As level 1 says it; None where there was nothing to measure. `delay_timely_ms` is of nodes that were up when the
+    message was published: with churn, others catch up seconds later."""
     delivered, expected = model.counter(state.DELIVERED), model.counter(state.EXPECTED)
-    delays = model.model.delays
+    delays = model.delays()
     steps = np.flatnonzero(delays)
     has = delivered > 0 and len(steps) > 0
     middle = (np.arange(len(delays)) + 0.5) * 0.1
@@ -127,6 +126,10 @@ def gossip_summary(model: GossipModel, metrics: MetricsSpec) -> dict[str, Any]:
             "max": float(middle[steps[-1]]) if has else None,
             "mean": float((delays * middle).sum() / delays.sum()) if has else None,
             **bars,
+        },
+        "delay_timely_ms": {
+            name: model.delay_quantile_ms(share, timely=True) if has else None
+            for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
         },
         "duplicates_per_delivery": model.counter(state.DUPLICATES) / delivered if delivered else None,
         "delivered_share": model.counter(state.TIMELY) / expected if expected else None,
@@ -177,9 +180,7 @@ def _run_dht(run: _Run, scenario: Scenario, spec: DhtSpec, *, seed: int, sink: S
     for first in range(0, spec.lookups, _LOOKUPS_AT_ONCE):
         count = min(_LOOKUPS_AT_ONCE, spec.lookups - first)
         parts.append(
-            model.look_up(
-                count, k=spec.k, alpha=spec.alpha, paths=spec.paths, latency_ms=(low * jitter, high * jitter)
-            )
+            model.look_up(count, k=spec.k, alpha=spec.alpha, paths=spec.paths, latency_ms=(low * jitter, high * jitter))
         )
         progress((first + count) / spec.lookups, f"{first + count:,} lookups")
     hops = np.concatenate([part.hops for part in parts])

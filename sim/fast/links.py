@@ -214,9 +214,18 @@ def dial(model: Model, node: int, other: int, now: int) -> None:
 
 @njit
 def dial_some(model: Model, node: int, count: int, now: int) -> None:
-    """Random nodes; who is away is not replaced."""
-    for _ in range(count):
-        dial(model, node, below(model.words, len(model.nodes)), now)
+    """Different random nodes; who is away is not replaced."""
+    picks, made = model.scratch[state.PICKS], 0
+    count = min(count, len(picks), len(model.nodes) - 1)
+    while made < count:
+        other = below(model.words, len(model.nodes))
+        is_known = other == node
+        for index in range(made):
+            is_known = is_known or picks[index] == other
+        if not is_known:
+            picks[made] = other
+            made += 1
+            dial(model, node, other, now)
 
 
 @njit

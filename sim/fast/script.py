@@ -44,6 +44,25 @@ def forget(model: Model, slot: int) -> None:
 
 
 @njit
+def order_by_hello(model: Model, first: int, count: int) -> None:
+    """Slots into the scratch row PICKS, in the order in which the peers said hello: the router's order of members, and
+    so that of the uplink. The nearest come first. (Of those once pruned, only the distance is left.)"""
+    links, marks = model.links, model.marks
+    picks, keys = model.scratch[state.PICKS], model.scratch[state.RANKS]
+    for index in range(count):
+        slot = first + index
+        backoff = int(marks[slot, state.BACKOFF]) >> 1
+        key = -backoff if backoff <= 0 else int(links[slot, state.DELAY])
+        at = index
+        while at > 0 and keys[at - 1] > key:
+            keys[at] = keys[at - 1]
+            picks[at] = picks[at - 1]
+            at -= 1
+        keys[at] = key
+        picks[at] = slot
+
+
+@njit
 def publish(model: Model, node: int, number: int, size: int, now: int) -> None:
     core, messages, nodes = model.core, model.messages, model.nodes
     slot = number % len(messages)
@@ -55,20 +74,27 @@ def publish(model: Model, node: int, number: int, size: int, now: int) -> None:
     messages[slot, state.AT] = now
     messages[slot, state.SIZE] = size
     if not nodes[node, state.ALIVE]:
+        messages[slot, state.SOURCE] = -1
         return
     core[state.PUBLISHED] += 1
     core[state.EXPECTED] += core[state.ALIVE_COUNT] - 1
     model.seen[node, slot] = now
     first = int(nodes[node, state.START])
     count = nodes[node, state.COUNT] if core[state.FLOOD_PUBLISH] else nodes[node, state.MESH]
-    for each in range(first, first + count):
-        send_message(model, node, each, state.MESSAGE, slot, now)
+    if core[state.HAS_BANDWIDTH]:
+        order_by_hello(model, first, count)
+        for index in range(count):
+            send_message(model, node, model.scratch[state.PICKS, index], state.MESSAGE, slot, now)
+    else:
+        for each in range(first, first + count):
+            send_message(model, node, each, state.MESSAGE, slot, now)
 
 
 @njit
 def go_up(model: Model, node: int, now: int) -> None:
     core, nodes = model.core, model.nodes
-    if nodes[node, state.ALIVE]:
+    if nodes[node, state.ALIVE]:  # from the start: it begins to look after its connections
+        plan_upkeep(model, node, now)
         return
     nodes[node, state.ALIVE] = 1
     nodes[node, state.SINCE] = now
@@ -89,7 +115,8 @@ def go_down(model: Model, node: int) -> None:
         return
     for number in range(core[state.OLDEST], core[state.NEWEST] + 1):
         slot = number % len(messages)
-        if model.seen[node, slot] <= 0 and messages[slot, state.AT] >= nodes[node, state.SINCE]:
+        is_expected = messages[slot, state.SOURCE] >= 0 and messages[slot, state.AT] >= nodes[node, state.SINCE]
+        if is_expected and model.seen[node, slot] <= 0:
             core[state.EXPECTED] -= 1
     nodes[node, state.ALIVE] = 0
     core[state.ALIVE_COUNT] -= 1

@@ -245,7 +245,7 @@ class Model(NamedTuple):
     ring: Int32  # (RING, 2)
     chunks: Int32  # (chunks, 2)
     events: Int64  # (chunks, 2 · CHUNK)
-    delays: Int64  # histogram of first deliveries
+    delays: Int64  # (2, bins) histogram of first deliveries: all, and those to nodes that were up at the publishing
     words: Words
     scratch: Int64  # (3, longest row or message ring)
     matrix: Float64  # (regions, regions) ticks; 1 × 1: latencies are uniform

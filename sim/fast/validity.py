@@ -35,7 +35,9 @@ def warnings_for(scenario: Scenario) -> tuple[str, ...]:
     if any(group.link.nat != "public" for group in groups):
         found.append("NATs are left out at this level: every node can be dialled")
     if scenario.dht is not None and any(group.churn.model != "none" for group in groups):
-        found.append("the tables of the DHT hold no peers that have left: with churn, lookups look better than they are")
+        found.append(
+            "the tables of the DHT hold no peers that have left: with churn, lookups look better than they are"
+        )
     if scenario.dht is not None and not scenario.dht.warm:
         found.append("the tables of the DHT are full from the start (dht.warm)")
     if scenario.run.until_s > 5_000:
