@@ -28,6 +28,7 @@ HOME_VARIABLE: Final = "COCOON_HOME"
 
 GATEWAY_PORT: Final = 8642
 PUBLIC_LISTEN: Final = "/ip4/0.0.0.0/tcp/4642"
+ENGINES: Final = ("auto", "llama.cpp", "exllamav3", "exllamav2", "upstream")
 LOOPBACK_LISTEN: Final = "/ip4/127.0.0.1/tcp/0"
 
 
@@ -63,6 +64,10 @@ class ProviderConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     model: str | None = None
     price_input_ton: str = "0"
     price_output_ton: str = "0"
+    engine: str = "auto"  # llama.cpp, exllamav3, exllamav2, upstream; auto: by the model's form
+    upstream_url: str | None = None  # an inference server on this machine
+    upstream_model: str | None = None  # its name there, if the server has several
+    upstream_key_path: str | None = None  # a file with the server's key
     slots: int = 4  # requests that decode at once
     context_tokens: int | None = None  # None: what the model was trained for
     threads: int | None = None  # None: the engine chooses
@@ -153,6 +158,10 @@ def checked(config: Config, *, source: str = "command line") -> Config:
             raise ConfigError(f"{source}: {name}: {error}", advice=error.advice) from error
     if config.chain.trust_level not in (0, 1):
         raise ConfigError(f"{source}: chain.trust_level is 0 or 1, not {config.chain.trust_level}")
+    if config.provider.engine not in ENGINES:
+        raise ConfigError(
+            f"{source}: provider.engine is one of {', '.join(ENGINES)}, not {config.provider.engine[:40]!r}"
+        )
     if config.client.account not in ("auto", "none"):
         raise ConfigError(f"{source}: client.account is auto or none, not {config.client.account[:40]!r}")
     for name, number, most in (

@@ -2,6 +2,7 @@
 
     cocoon-tiny                     shipped with the program; a test model, for trying the software, not for answers
     path/to/model.gguf              a file of yours
+    path/to/folder                  safetensors, tokenizer and config, for GPU engines (`model_folder`)
     hf:OWNER/REPO/FILE@REVISION     downloaded into the store, resumable (`model_download`)
 
 On first use the file's SHA-256 is written to a record; every later use hashes the file again and refuses another
@@ -33,6 +34,7 @@ from ..types import Digest
 from ..wire import limits
 from .gguf import ModelHead, read_head
 from .model_download import fetch
+from .model_folder import folder_manifest
 from .model_manifest import ModelManifest, manifest_of, model_id
 
 SHIPPED: Final = Path(__file__).parent.parent / "data" / "models"
@@ -54,7 +56,7 @@ class LocatedModel:
     path: Path
     model: ModelRef  # name and model id
     manifest: ModelManifest
-    head: ModelHead
+    head: ModelHead | None  # of a GGUF file
     source: str  # as it was asked for
     test_model: bool  # for trying the software, not for answers
     first_use: bool  # its hash was recorded just now
@@ -134,6 +136,8 @@ class ModelStore:
         path = Path(wanted).expanduser()
         if not path.exists() and not _looks_like_path(wanted):
             raise _unknown(wanted, [ref.name for ref in self.pinned()])
+        if path.is_dir():
+            return self._folder_model(path.resolve(), wanted, tell)
         head = read_head(path)
         path = path.resolve()
         record = self._folder / "records" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
@@ -183,12 +187,37 @@ class ModelStore:
                 f"{path} is not the file it was: expected SHA-256 {str(wanted)[:64]}, found {found.hex()}", advice=fix
             )
         manifest = manifest_of(head, found)
-        ref = ModelRef(name=_name(head, path), digest=model_id(manifest))
+        ref = ModelRef(name=_name_of(path.stem, head.architecture), digest=model_id(manifest))
         if known is None:
             _write_record(record, {"source": source, "path": os.fspath(path), "sha256": found.hex(), "size": head.size})
         self._pin(ref)
         return LocatedModel(
             path=path, model=ref, manifest=manifest, head=head, source=source, test_model=False, first_use=first
+        )
+
+    def _folder_model(self, path: Path, wanted: str, tell: Progress) -> LocatedModel:
+        """As `_checked`, for a folder: its record holds the digest of all files together."""
+        manifest = folder_manifest(path, lambda file, size: _hash(file, size, tell))
+        record = self._folder / "records" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+        known = _read_record(record)
+        if known is not None and known.get("sha256") != manifest.weights.hex():
+            raise ModelFileError(
+                f"the files in {path} are not what they were",
+                advice=f"Put the right ones back. If you replaced them on purpose, remove {record}",
+            )
+        ref = ModelRef(name=_name_of(path.name, manifest.architecture), digest=model_id(manifest))
+        if known is None:
+            value = {"source": wanted, "path": os.fspath(path), "sha256": manifest.weights.hex(), "size": manifest.size}
+            _write_record(record, value)
+        self._pin(ref)
+        return LocatedModel(
+            path=path,
+            model=ref,
+            manifest=manifest,
+            head=None,
+            source=wanted,
+            test_model=False,
+            first_use=known is None,
         )
 
     @property
@@ -261,10 +290,11 @@ def _unknown(wanted: str, names: list[str]) -> ModelNotFound:
     )
 
 
-def _name(head: ModelHead, path: Path) -> str:
-    """What to call a file on the network: its own name, in the letters that offers allow."""
-    words = re.sub(r"[^A-Za-z0-9._+-]+", "-", path.stem).strip("-._+")
-    return words[: limits.MODEL_NAME_CHARS_MAX].rstrip("-._+") or f"{head.architecture[:32]}-model"
+def _name_of(name: str, architecture: str) -> str:
+    """What to call a file or folder on the network: its own name, in the letters that offers allow."""
+    words = re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-._+")
+    plain = re.sub(r"[^A-Za-z0-9._+-]+", "-", architecture)[:32]
+    return words[: limits.MODEL_NAME_CHARS_MAX].rstrip("-._+") or f"{plain}-model"
 
 
 def _hash(path: Path, size: int, tell: Progress) -> Digest:

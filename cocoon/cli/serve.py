@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..config import ENGINES
 from ..errors import ConfigError
 from .console import Console
 from .options import add_bootstrap, add_chain, add_common, add_listen, add_metrics, add_passphrase, setup
@@ -15,10 +16,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        help="cocoon-tiny (shipped, a test model), a path to a GGUF file, or hf:OWNER/REPO/FILE@REVISION",
+        help="cocoon-tiny (shipped, a test model), a GGUF file, hf:OWNER/REPO/FILE@REVISION, or a model folder",
     )
     parser.add_argument("--price-in", metavar="TON", help="per million input tokens (default: 0)")
     parser.add_argument("--price-out", metavar="TON", help="per million output tokens (default: 0)")
+    parser.add_argument("--engine", choices=ENGINES, help="default: auto, by the model's form")
+    parser.add_argument("--upstream", metavar="URL", help="an inference server on this machine with the model loaded")
+    parser.add_argument("--upstream-model", metavar="NAME", help="its name there, if the server has several")
+    parser.add_argument("--upstream-key-file", metavar="FILE", help="holds the server's key")
     parser.add_argument("--slots", type=int, metavar="N", help="requests that decode at once (default: 4)")
     parser.add_argument("--context", type=int, metavar="TOKENS", help="per request, prompt and answer together")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: the engine's choice)")
@@ -50,6 +55,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         provider__model=args.model,
         provider__price_input_ton=args.price_in,
         provider__price_output_ton=args.price_out,
+        provider__engine=args.engine,
+        provider__upstream_url=args.upstream,
+        provider__upstream_model=args.upstream_model,
+        provider__upstream_key_path=args.upstream_key_file,
         provider__slots=args.slots,
         provider__context_tokens=args.context,
         provider__threads=args.threads,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from ..adapters.clock import SystemClock, entropy
-from ..adapters.engines.llamacpp import open_llamacpp_engine
 from ..adapters.keyfile import load_or_create_seed
 from ..adapters.models import LocatedModel, ModelStore
 from ..adapters.network import PeerNetwork, open_network
@@ -31,6 +30,7 @@ from ..node.provider import ProviderSettings, open_provider
 from ..trust import TrustPolicy
 from ..types import Network, Prices, Secret, format_ton, ton
 from .console import Console
+from .engines import open_engine
 from .keys import api_key as key_in_file
 from .options import SPENT_FILE, Setup
 from .paying import ProviderMoney, opened_account, opened_money
@@ -106,13 +106,7 @@ async def run_provider(prepared: Setup, console: Console, *, wallet_key: WalletK
     await make_ready(enclave, nonce=entropy(SEED_BYTES), clock=clock)  # before an engine puts a model on it
     async with (
         await SqliteStore.open(home.database_path, clock=clock, entropy=entropy) as store,
-        open_llamacpp_engine(
-            located.path,
-            slots=config.provider.slots,
-            context_tokens=config.provider.context_tokens,
-            threads=config.provider.threads,
-            progress=console.progress,
-        ) as engine,
+        open_engine(config.provider, located.path, console) as engine,
         open_network(
             seed=Secret(entropy(SEED_BYTES)),  # P is made anew at every start
             listen=config.listen,

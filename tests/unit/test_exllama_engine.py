@@ -234,7 +234,7 @@ def test_a_machine_without_the_library_or_cuda_gets_a_sentence(
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("config.json", None, "cannot read"),
+        ("config.json", None, "without a config.json"),
         ("config.json", "[1]", "not a JSON object"),
         ("config.json", "[" * 100_000, "not JSON"),
         ("tokenizer.json", None, "tokenizer.json"),

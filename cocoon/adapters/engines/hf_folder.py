@@ -43,6 +43,8 @@ def read_folder(path: Path) -> HfFolder:
         raise ModelFileError(
             f"{path} is not a folder", advice="Give the folder that holds config.json and the weights."
         )
+    if not (path / "config.json").is_file():
+        raise ModelFileError(f"{path} is a folder without a config.json", advice="Get the whole model folder.")
     config = _json(path / "config.json", required=True)
     tokenizer = _json(path / "tokenizer_config.json", required=False)
     if not (path / "tokenizer.json").is_file():
