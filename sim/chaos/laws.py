@@ -117,15 +117,37 @@ class Laws:
             if not provider.is_up:
                 continue
             for client in self.market.clients:
-                ledger = provider.till.payee.ledger(client.purse.account)
-                if ledger is not None and ledger.unpaid.count > ledger.window_tokens_max:
-                    self.broken(f"{provider.setup.name} let {ledger.unpaid.count} unpaid tokens out")
-                pair = self._pairs.get((client.purse.account, provider.payout))
-                if pair is None or self.has_lying_disks:
-                    continue
-                held = self._held(provider, client.purse.account)
-                if held < pair.acknowledged:
-                    self.broken(f"{provider.setup.name} acknowledged {pair.acknowledged} and holds {held}")
+                self._look_at_ledger(provider, client)
+            for served in provider.sessions.values():
+                for request_id in served._runs:
+                    if request_id not in served.machine._requests:
+                        self.broken(f"{provider.setup.name} computes for nobody")
+        for client in self.market.clients:
+            for link in client.links.values():
+                # One whose end was told, but which its provider has not closed, may stay until the cancel times out.
+                kept = sum(not request.is_reported for request in link.machine._requests.values())
+                if not link.is_dead and kept != link.requests_open:
+                    self.broken(f"{client.setup.name} keeps {kept} requests open, and waits for {link.requests_open}")
+
+    def _look_at_ledger(self, provider: ProviderPeer, client: ClientPeer) -> None:
+        account = client.purse.account
+        ledger = provider.till.payee.ledger(account)
+        if ledger is not None and ledger.unpaid.count > ledger.window_tokens:
+            self.broken(f"{provider.setup.name} let {ledger.unpaid.count} unpaid tokens out")
+        pair = self._pairs.get((account, provider.payout))
+        if pair is None or not pair.acknowledged or self.has_lying_disks:
+            return
+        held = self._held(provider, account)
+        if held < pair.acknowledged:
+            self.broken(f"{provider.setup.name} acknowledged {pair.acknowledged} and holds {held}")
+        contract = self.market.chain.ledger.contracts[account]
+        entry = contract.entries.get(provider.payout)
+        known = 0 if entry is None else entry.claimed_nano
+        if ledger is not None:
+            vouchers = (ledger.held, ledger.writing, ledger.next, *ledger.archive.values())
+            known = max(known, *(0 if each is None else each.cumulative_nano for each in vouchers))
+        if known < pair.acknowledged:
+            self.broken(f"{provider.setup.name} acknowledged {pair.acknowledged} and remembers {known}")
 
     @staticmethod
     def _held(provider: ProviderPeer, account: bytes) -> int:

@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sim.chaos.faults import Rates
 from sim.chaos.story import Told, tell
+from sim.rng import stream
 
 LYING_EVERY: Final = 4  # every fourth story has disks that lose the last write although they acknowledged it
 LYING_SHARE: Final = 0.5
@@ -64,8 +65,17 @@ class Found:
 
 
 def rates_for(seed: int) -> Rates:
-    """What strikes in this story."""
-    return replace(Rates(), lying_share=LYING_SHARE) if seed % LYING_EVERY == 0 else Rates()
+    """What strikes in this story: storms of different strength, and each kind of fault left out of some."""
+    rng = stream(seed, "rates")
+    strength = rng.choice((0.5, 1.0, 1.0, 2.0, 4.0))
+    changes: dict[str, Any] = {}
+    for name in ("crash", "partition", "clock", "disk", "chain", "reorg", "loss"):
+        usual = getattr(Rates(), f"{name}_per_s")
+        changes[f"{name}_per_s"] = usual * strength * rng.choice((0.0, 1.0, 1.0, 1.0))
+    changes["trap_share"] = Rates().trap_share * rng.choice((0.0, 1.0, 5.0))
+    if seed % LYING_EVERY == 0:
+        changes["lying_share"] = LYING_SHARE
+    return replace(Rates(), **changes)
 
 
 def run_stories(
