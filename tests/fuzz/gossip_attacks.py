@@ -22,6 +22,7 @@ from p2p.testing.contract.tools import key_of, settings
 TOPIC = "attacked"
 PAUSE_S = 0.02  # between writes: attackers and attacked share one processor here
 HEARD_MAX = 1000
+NEVER_S = 3600.0  # nobody asks to be dialled back: a dial of the victim's is to be somebody's doing
 
 
 class Attacker:
@@ -145,7 +146,7 @@ async def attack(
     rng = random.Random(name)
     key = hashlib.sha256(key_of(name)).digest()
     async with AsyncExitStack() as stack:
-        node = await stack.enter_async_context(p2p.open_node(settings(gossip=False), key=key))
+        node = await stack.enter_async_context(p2p.open_node(settings(gossip=False, check_delay_s=NEVER_S), key=key))
         on_open(node)
         attacker = Attacker(node, key, victim, rng)
         stream: Any = None

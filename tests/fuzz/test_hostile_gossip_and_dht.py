@@ -19,7 +19,7 @@ import pytest
 import trio
 
 import p2p
-import p2p.driver  # before any clock runs: importing libp2p takes seconds
+import p2p.driver.kad_driver  # before any clock runs: importing libp2p takes seconds
 from p2p.gossip import GossipSettings, Rpc
 from p2p.identity import peer_id_to_bytes
 from p2p.interface import Verdict
@@ -28,13 +28,19 @@ from p2p.kad.messages import kad_id
 from p2p.testing.contract.tools import eventually, key_of, settings
 from p2p.testing.virtual import VirtualNetwork, VirtualPeer
 from tests.fuzz.dht_liars import LIES, ask, dead_peers, honest_and_liars, under_liars
-from tests.fuzz.gossip_attacks import ATTACKS, TOPIC, Speak, attack
+from tests.fuzz.gossip_attacks import ATTACKS, NEVER_S, TOPIC, Speak, attack
 from tests.fuzz.long_form import LongForm
 
 HONEST = 5
 HONEST_SHARE_MIN = 0.99
 MEMORY_BYTES_MAX = 96 << 20  # more than before: attackers, attacked and garbage not yet collected, in one process
 ATTACK_S = 90.0  # for all attackers to be thrown out: ten seconds on an idle machine
+
+
+@pytest.fixture(autouse=True)
+def _no_look_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute after its start a node refreshes its table, for which it dials."""
+    monkeypatch.setattr(p2p.driver.kad_driver, "REFRESH_FIRST_S", NEVER_S)
 
 
 def memory_bytes() -> int:
@@ -58,7 +64,8 @@ async def under_attack(attacks: Sequence[Speak], *, seed: int) -> Suffered:
         nodes: list[Any] = []
         for number in range(HONEST):
             key = key_of(f"honest {seed} {number}")
-            nodes.append(await stack.enter_async_context(p2p.open_node(settings(), key=key)))
+            apart = settings(check_delay_s=NEVER_S)
+            nodes.append(await stack.enter_async_context(p2p.open_node(apart, key=key)))
         return await attacked(nodes, attacks, seed=seed)
 
 
