@@ -20,6 +20,7 @@ from .earnings import payout_of
 from .money_views import moment, until
 
 if TYPE_CHECKING:
+    from ..pay.voucher import SignedVoucher
     from ..ports.chain import Chain, SpendingAccount
 
 
@@ -121,7 +122,6 @@ def _claim(desk: money.Desk, payout: bytes, key: Any) -> int:
     from ..adapters.ton.operations import CLAIM_ATTACHED_NANO, claims
     from ..adapters.ton.paying import CLAIM_COST_NANO
     from ..pay.claims import CLAIMS_PER_MESSAGE_MAX
-    from ..pay.voucher import SignedVoucher, Voucher
 
     vouchers, settled, history = _known(desk, payout)
 
@@ -142,20 +142,7 @@ def _claim(desk: money.Desk, payout: bytes, key: Any) -> int:
             f"Claims {format_ton(sum_nano)} TON from {len(batch)} account{'s' * (len(batch) > 1)}; each takes about "
             f"{format_ton(CLAIM_COST_NANO)} TON of fees, and {format_ton(CLAIM_ATTACHED_NANO)} TON that come back."
         )
-        signed = tuple(
-            SignedVoucher(
-                voucher=Voucher(
-                    network=Network(one.voucher.network),
-                    account=one.voucher.account,
-                    epoch=one.voucher.epoch,
-                    provider=one.voucher.provider,
-                    cumulative_nano=one.voucher.cumulative_nano,
-                    ceiling_nano=one.voucher.ceiling_nano,
-                ),
-                signature=one.voucher.signature,
-            )
-            for one in batch
-        )
+        signed = tuple(signed_voucher(one.voucher) for one in batch)
         await desk.send(desk.sender(key, chain), chain, claims(signed), errors=ACCOUNT_ERRORS)
         after = await _ledgers(chain, vouchers, settled)
         before = {(one.voucher.account, one.voucher.epoch): one.claimed_nano for one in ledgers}
@@ -165,6 +152,21 @@ def _claim(desk: money.Desk, payout: bytes, key: Any) -> int:
         desk.console.line(f"claimed: {format_ton(paid_nano)} TON were paid out.")
 
     return desk.run(program)
+
+
+def signed_voucher(kept: StoredVoucher) -> SignedVoucher:
+    """A kept voucher as the contract's claim wants it."""
+    from ..pay.voucher import SignedVoucher, Voucher
+
+    voucher = Voucher(
+        network=Network(kept.network),
+        account=kept.account,
+        epoch=kept.epoch,
+        provider=kept.provider,
+        cumulative_nano=kept.cumulative_nano,
+        ceiling_nano=kept.ceiling_nano,
+    )
+    return SignedVoucher(voucher=voucher, signature=kept.signature)
 
 
 def _known(

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--api-key", metavar="KEY", help="of the gateway (default: a random one, printed)")
     parser.add_argument("--model", metavar="MODEL", default="cocoon-tiny", help="what the providers serve")
     parser.add_argument("--once", metavar="QUESTION", help="ask one question through the whole path, and end")
+    parser.add_argument("--no-money", action="store_true", help="no devnet: nothing is paid")
     parser.add_argument("--open", action="store_true", help="providers without enclaves, and trust level open")
     add_common(parser)
 
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             api_key=args.api_key,
             question=args.once,
             keep_home=args.home is not None,
+            with_money=not args.no_money,
         ),
         is_service=args.once is None,
     )

@@ -14,7 +14,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +23,7 @@ import trio
 from ..adapters.clock import SystemClock, entropy
 from ..adapters.keyfile import load_or_create_seed
 from ..adapters.network import peer_of_seed, warm_up
+from ..adapters.store import SqliteStore
 from ..api.opening import open_role
 from ..api.terms import OPEN_TIMEOUT_S, open_terms
 from ..client.interface import ClientRole, OfferView
@@ -33,8 +34,10 @@ from ..types import Secret, TrustLevel, format_ton
 from .ask import ask_gateway
 from .children import Child, ChildGroup, children
 from .console import Console
+from .demo_money import DemoMoney, open_demo_money
 from .keys import new_api_key
 from .options import Setup, chosen_trust
+from .paying import opened_account
 from .stacks import check_port_free, open_api, warning_of
 from .views import brief_peer
 
@@ -54,6 +57,7 @@ async def run_demo(
     api_key: str | None,
     question: str | None,
     keep_home: bool,
+    with_money: bool,
 ) -> None:
     """The whole demo. `question` asks once; otherwise it runs until it is cancelled."""
     started_at = time.monotonic()
@@ -63,73 +67,101 @@ async def run_demo(
     console.notice(warning_of(trust))
     console.say(f"{model} is a TEST MODEL: two megabytes, a few made-up facts." if model == "cocoon-tiny" else model)
     with demo_directory(prepared.home if keep_home else None) as folder:
-        async with children(folder) as group:
-            bootstrap, running = await _start_peers(group, folder, console, prepared, providers, model)
+        async with children(folder) as group, AsyncExitStack() as stack:
+            network = _Network(group, folder, console, prepared, providers, model)
+            money: DemoMoney | None = None
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(network.start_node)
+                nursery.start_soon(trio.to_thread.run_sync, warm_up)
+                if with_money:
+                    packages = Home.locate(prepared.home.path).path / "devnet" / "npm"
+                    money = await stack.enter_async_context(
+                        open_demo_money(group, folder, packages, console, providers=providers)
+                    )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(network.start_providers, [] if money is None else money.serve_words())
+                if money is not None:
+                    nursery.start_soon(money.fund, console)
             terms = open_terms(
-                bootstrap=(bootstrap,), trust=trust, network="devnet", timeout_s=OPEN_TIMEOUT_S, home=folder
+                bootstrap=(network.bootstrap,), trust=trust, network="devnet", timeout_s=OPEN_TIMEOUT_S, home=folder
             )
-            home = Home(path=folder)
-            async with (
-                open_role(terms) as role,
-                open_api(role, prepared.config, home, key, SystemClock()) as (gateway, _),
-            ):
-                offers = await _all_offers(role, providers)
-                console.progress(f"ready after {time.monotonic() - started_at:.1f} s")
-                if question is not None:
-                    await _ask_once(console, gateway.base_url, key, question, model=model, offers=offers)
-                    return
-                _say_what_to_try(console, gateway.base_url, key, bootstrap, model, offers, running, trust)
-                console.data(
-                    {
-                        "event": "ready",
-                        "role": "demo",
-                        "base_url": gateway.base_url,
-                        "api_key": key.reveal().decode(),
-                        "bootstrap": bootstrap,
-                        "model": model,
-                        "trust": trust.level.value,
-                        "providers": [
-                            {"peer": child.ready["peer"], "pid": child.pid, "name": child.name} for child in running
-                        ],
-                    }
-                )
-                async with trio.open_nursery() as nursery:
-                    for child in running:
-                        nursery.start_soon(_report_end, child, console)
+            clock, payment, store = SystemClock(), None, None
+            if money is not None:
+                client = money.client(prepared.config)
+                payment = await stack.enter_async_context(opened_account(client, console))
+                path = client.home.database_path
+                store = await stack.enter_async_context(await SqliteStore.open(path, clock=clock, entropy=entropy))
+            role = await stack.enter_async_context(open_role(terms, store=store, payment=payment))
+            gateway, _ = await stack.enter_async_context(open_api(role, prepared.config, Home(path=folder), key, clock))
+            offers = await _all_offers(role, providers)
+            console.progress(f"ready after {time.monotonic() - started_at:.1f} s")
+            if question is not None:
+                await _ask_once(console, gateway.base_url, key, question, model=model, offers=offers, money=money)
+                return
+            running = network.running
+            _say_what_to_try(console, gateway.base_url, key, network.bootstrap, model, offers, running, trust, money)
+            console.data(
+                {
+                    "event": "ready",
+                    "role": "demo",
+                    "base_url": gateway.base_url,
+                    "api_key": key.reveal().decode(),
+                    "bootstrap": network.bootstrap,
+                    "model": model,
+                    "trust": trust.level.value,
+                    "providers": [
+                        {"peer": child.ready["peer"], "pid": child.pid, "name": child.name} for child in running
+                    ],
+                    "money": None if money is None else money.to_object(),
+                }
+            )
+            async with trio.open_nursery() as nursery:
+                for child in running:
+                    nursery.start_soon(_report_end, child, console)
+                if money is not None:
+                    nursery.start_soon(money.watch, console)
 
 
-async def _start_peers(
-    group: ChildGroup, folder: Path, console: Console, prepared: Setup, providers: int, model: str
-) -> tuple[str, list[Child]]:
-    """The node and the providers, all at once: the node's address is known before it runs."""
-    console.progress(f"starting a bootstrap node and {providers} providers …")
-    node_home = Home(path=folder / "node").create()
-    seed = load_or_create_seed(node_home.peer_key_path, entropy=entropy)
-    listen = f"/ip4/127.0.0.1/tcp/{_free_port()}"
-    bootstrap = f"{listen}/p2p/{peer_of_seed(seed)}"
-    common = ["--network", prepared.config.network, "--log-level", prepared.log_level]
-    running: list[Child] = []
+class _Network:
+    """The node and the providers, started side by side: the node's address is known before it runs."""
 
-    async def start_node() -> None:
-        await group.start("node", ["node", "--home", str(node_home.path), "--listen", listen, *common])
-        console.progress("the bootstrap node is up")
+    def __init__(
+        self, group: ChildGroup, folder: Path, console: Console, prepared: Setup, providers: int, model: str
+    ) -> None:
+        self._group, self._folder, self._console = group, folder, console
+        self._prepared, self._count, self._model = prepared, providers, model
+        self._node_home = Home(path=folder / "node").create()
+        seed = load_or_create_seed(self._node_home.peer_key_path, entropy=entropy)
+        self._listen = f"/ip4/127.0.0.1/tcp/{_free_port()}"
+        self.bootstrap = f"{self._listen}/p2p/{peer_of_seed(seed)}"
+        self.running: list[Child] = []
+        self._common = ["--network", prepared.config.network, "--log-level", prepared.log_level]
 
-    async def start_provider(number: int) -> None:
+    async def start_node(self) -> None:
+        """Until it is ready."""
+        self._console.progress(f"starting a bootstrap node and {self._count} providers …")
+        words = ["node", "--home", str(self._node_home.path), "--listen", self._listen, *self._common]
+        await self._group.start("node", words)
+        self._console.progress("the bootstrap node is up")
+
+    async def start_providers(self, extra: list[str]) -> None:
+        """Until all are ready."""
+        async with trio.open_nursery() as nursery:
+            for number in range(self._count):
+                nursery.start_soon(self._start_provider, number, extra)
+        self.running.sort(key=lambda child: child.name)
+
+    async def _start_provider(self, number: int, extra: list[str]) -> None:
         price_in, price_out = _prices(number)
         name = f"provider-{number + 1}"
-        words = ["serve", model, "--bootstrap", bootstrap, "--home", str(folder / name), *common]
-        words += ["--price-in", price_in, "--price-out", price_out, "--threads", "1"]
-        words += ["--tee", "none" if prepared.config.client.trust == TrustLevel.OPEN.value else "simulated"]
-        child = await group.start(name, words)
-        running.append(child)
-        console.progress(f"{name} is up: {brief_peer(child.ready['peer'])}, {price_in} / {price_out} TON per M tokens")
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(start_node)
-        for number in range(providers):
-            nursery.start_soon(start_provider, number)
-        nursery.start_soon(trio.to_thread.run_sync, warm_up)
-    return bootstrap, sorted(running, key=lambda child: child.name)
+        words = ["serve", self._model, "--bootstrap", self.bootstrap, "--home", str(self._folder / name)]
+        words += [*self._common, "--price-in", price_in, "--price-out", price_out, "--threads", "1", *extra]
+        words += ["--tee", "none" if self._prepared.config.client.trust == TrustLevel.OPEN.value else "simulated"]
+        child = await self._group.start(name, words)
+        self.running.append(child)
+        self._console.progress(
+            f"{name} is up: {brief_peer(child.ready['peer'])}, {price_in} / {price_out} TON per M tokens"
+        )
 
 
 def _free_port() -> int:
@@ -153,11 +185,20 @@ async def _all_offers(role: ClientRole, providers: int) -> tuple[OfferView, ...]
 
 
 async def _ask_once(
-    console: Console, base_url: str, key: Secret, question: str, *, model: str, offers: tuple[OfferView, ...]
+    console: Console,
+    base_url: str,
+    key: Secret,
+    question: str,
+    *,
+    model: str,
+    offers: tuple[OfferView, ...],
+    money: DemoMoney | None,
 ) -> None:
     answered = await ask_gateway(base_url, key, model=model, question=question, on_text=console.text)
     console.line("")
     extra = answered.extra
+    receipt = extra.get("receipt") or {}
+    settled = None if money is None else await money.settle(console, due_nano=int(receipt.get("due_nano") or 0))
     console.data(
         {
             "answer": answered.text,
@@ -169,9 +210,9 @@ async def _ask_once(
             "ttft_ms": round(answered.first_token_ms, 1),
             "providers_seen": len({offer.provider for offer in offers}),
             "trust": extra.get("trust"),
+            "money": settled,
         }
     )
-    receipt = extra.get("receipt") or {}
     console.progress(
         f"{brief_peer(str(extra.get('provider')))} · {answered.usage.get('completion_tokens')} tokens · "
         f"{answered.first_token_ms:.0f} ms to the first token · receipt "
@@ -188,6 +229,7 @@ def _say_what_to_try(
     offers: tuple[OfferView, ...],
     running: list[Child],
     trust: TrustPolicy,
+    money: DemoMoney | None,
 ) -> None:
     secret = key.reveal().decode()
     cheapest = offers[0]
@@ -211,7 +253,13 @@ def _say_what_to_try(
     )
     console.line("   and ask again: another answers.\n")
     console.line(f"   kill -9 {victim.pid}\n")
-    console.line(f"Or talk: cocoon chat --trust {trust.level.value} --bootstrap {bootstrap}\n")
+    home = "" if money is None else f" --home {money.chat.home.path}"
+    console.line(f"Or talk: cocoon chat --trust {trust.level.value} --bootstrap {bootstrap}{home}\n")
+    if money is not None:
+        console.line("4. Look at the money (of the devnet: its coins are worth nothing):\n")
+        for command in money.commands():
+            console.line(f"   {command}")
+        console.line("")
     console.notice(warning_of(trust))
     console.say("Ctrl-C ends the demo and leaves nothing behind.")
 

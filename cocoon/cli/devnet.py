@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prices", choices=("2026-06", "2025-12"), default="2026-06", help="mainnet's gas prices as of then"
     )
     parser.add_argument("--state", metavar="FILE", help="keep the chain in this file, and go on from it")
+    parser.add_argument("--packages", metavar="DIR", help="where the npm packages are kept (default: HOME/devnet/npm)")
     parser.add_argument("--control", action="store_true", help="take commands on standard input")
 
 
@@ -63,17 +64,20 @@ def run(args: argparse.Namespace, console: Console) -> int:
         state_path=None if args.state is None else Path(args.state),
     )
     home = prepared.home.create().path
-    return run_program(lambda: _serve(settings, home, console, takes_commands=args.control), is_service=True)
+    packages = home / "devnet" / "npm" if args.packages is None else Path(args.packages)
+    return run_program(lambda: _serve(settings, home, packages, console, takes_commands=args.control), is_service=True)
 
 
-async def _serve(settings: DevnetSettings, home: Path, console: Console, *, takes_commands: bool) -> int:
+async def _serve(
+    settings: DevnetSettings, home: Path, packages: Path, console: Console, *, takes_commands: bool
+) -> int:
     import trio
 
     from ..adapters.devnet.devnet import open_devnet
     from ..errors import ConfigError
 
     try:
-        async with open_devnet(settings, cache=home / "devnet" / "npm", progress=console.progress) as devnet:
+        async with open_devnet(settings, cache=packages, progress=console.progress) as devnet:
             _show(devnet, home, console)
             if takes_commands:
                 await _take_commands(devnet, console)

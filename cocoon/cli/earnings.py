@@ -89,9 +89,11 @@ def payout_of(prepared: Setup) -> bytes:
 
 def grouped(earned: tuple[StoredEarning, ...], by: str, network: Network) -> list[dict[str, Any]]:
     """One row for each day, client or model; days in order, the others by what they brought."""
+    from ..adapters.ton.addresses import contract_address
+
     names: dict[str, Callable[[StoredEarning], str]] = {
         "day": lambda one: _day(one.day),
-        "client": lambda one: _shown(one.account, network) if any(one.account) else "unpaid",
+        "client": lambda one: contract_address(one.account, network) if any(one.account) else "unpaid",
         "model": lambda one: f"{one.model_name}@{one.model.hex()[:8]}",
     }
     rows: dict[str, dict[str, Any]] = {}

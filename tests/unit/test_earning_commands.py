@@ -15,7 +15,7 @@ from nacl.signing import SigningKey
 
 from cocoon.adapters.store import SqliteStore
 from cocoon.adapters.ton import contracts
-from cocoon.adapters.ton.addresses import wallet_address
+from cocoon.adapters.ton.addresses import contract_address
 from cocoon.adapters.ton.mnemonic import new_words
 from cocoon.adapters.ton.wallet_file import create_wallet_file
 from cocoon.cli import main, money
@@ -27,8 +27,8 @@ from cocoon.ports.chain import Entry
 from cocoon.types import NANO_PER_TON as TON
 from cocoon.types import SECOND_NS, Network, Secret
 from sim.chain import Account
-from tests.fakes.money_chain import FakeChain
 from tests.fakes.market import CountingEntropy, FixedClock
+from tests.fakes.money_chain import FakeChain
 
 NETWORK = Network.DEVNET
 TODAY = int(time.time()) // 86_400
@@ -150,7 +150,7 @@ def test_earnings_add_up_by_day_by_client_and_by_model(books: Books) -> None:
     assert set(by_day) == EARNINGS_FIELDS
     assert [(row["requests"], row["due_nano"]) for row in by_day["rows"]] == [(2, 2_000_000), (9, 4_000_000)]
     by_client = books.json("earnings", "--by", "client")["rows"]
-    names = [wallet_address(account, NETWORK) for account in ACCOUNTS]
+    names = [contract_address(account, NETWORK) for account in ACCOUNTS]
     assert [(row["client"], row["due_nano"]) for row in by_client] == [
         (names[0], 5_000_000),
         (names[1], 1_000_000),
