@@ -9,11 +9,11 @@ from sim.scenario import Scenario
 
 SIZES = (200, 500, 1_000, 2_000)
 BASE = (
-    "run.until_s=24",
+    "run.until_s=16",
     "gossip.publishers=40",
-    "gossip.rate_per_s=0.075",
-    "gossip.publish_from_s=8",
-    "gossip.publish_until_s=18",
+    "gossip.rate_per_s=0.125",
+    "gossip.publish_from_s=6",
+    "gossip.publish_until_s=12",
 )
 """Thirty messages of different publishers, once the mesh stands: a seed's median depends on who publishes."""
 
