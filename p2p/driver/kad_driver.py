@@ -14,14 +14,12 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import trio
-from libp2p.abc import INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.peer.peerstore import PeerStoreError
@@ -30,6 +28,7 @@ from multiaddr import Multiaddr
 
 from p2p.addresses import Address, DialPolicy, parse_address
 from p2p.driver.host import GuardedHost
+from p2p.driver.kad_server import DhtServer
 from p2p.driver.negotiate import propose
 from p2p.errors import (
     AddressInvalid,
@@ -40,7 +39,6 @@ from p2p.errors import (
     P2PError,
     PeerNotFound,
     SettingsInvalid,
-    StreamReset,
 )
 from p2p.framing import FrameReader, encode_frame
 from p2p.identity import PEER_ID_BYTES, peer_id_of_bytes, peer_id_to_bytes
@@ -57,9 +55,7 @@ from p2p.kad import (
     PeerFound,
     Provided,
     ProvidersFound,
-    Refuse,
     Result,
-    Send,
     ValueFound,
     ValuePut,
     decode_message,
@@ -73,10 +69,6 @@ log = logging.getLogger("p2p")
 
 OPERATION_TIMEOUT_S = 30.0
 ASKS_PARALLEL_MAX = 32  # streams of ours at one time, over all lookups
-SERVED_PER_PEER_MAX = 8  # inbound streams of one peer, and requests on one of them:
-REQUESTS_PER_STREAM_MAX = 256
-BLAMED_MAX = 16  # requests of one peer that nobody honest sends, then it is disconnected
-REQUEST_WAIT_S = 30.0  # for the next request on an inbound stream
 IDLE_CLOSE_S = 60.0  # a connection that a lookup opened, once nothing runs on it
 GOSSIP_STREAMS_MAX = 2  # every connection may carry gossip, one stream each way
 REFRESH_FIRST_S = 60.0  # a node that has just started asks only for what its program wants
@@ -107,8 +99,6 @@ class Dht:
         self._nursery: trio.Nursery | None = None
         self._places = trio.CapacityLimiter(ASKS_PARALLEL_MAX)
         self._waiting: dict[int, tuple[trio.Event, list[Result]]] = {}
-        self._serving: Counter[ID] = Counter()
-        self._blamed: Counter[ID] = Counter()  # requests that nobody honest sends
         self._opened: dict[ID, float] = {}  # peers that a lookup connected to, and when it last used them
         self._changed = trio.Event()
         self._identified = trio.Event()
@@ -123,6 +113,7 @@ class Dht:
             validators=validators,
             groups_of=no_groups if policy.allow_private else network_groups,
         )
+        self._server = DhtServer(self._receive, self._throw_out)
 
     def _now(self) -> int:
         return self._clock_base + time.monotonic_ns()
@@ -132,7 +123,7 @@ class Dht:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             if self._is_server:
-                self._host.set_stream_handler(TProtocol(self._protocol), self._serve)
+                self._host.set_stream_handler(TProtocol(self._protocol), self._server.serve)
             nursery.start_soon(self._keep_time)
             nursery.start_soon(self._close_idle)
             try:
@@ -245,6 +236,9 @@ class Dht:
                     waiting[1].append(effect.result)
                     waiting[0].set()
 
+    def _receive(self, peer_id: ID, question: KadMessage) -> list[Effect]:
+        return self.node.receive(peer_id.to_bytes(), question, now=self._now())
+
     async def _keep_time(self) -> None:
         while True:
             self._changed = trio.Event()
@@ -267,14 +261,18 @@ class Dht:
                     log.debug("dht.ask_failed", extra={"error": type(error).__name__})
                 except Exception as error:  # the library and the peer have many ways to end a stream
                     log.debug("dht.ask_failed", extra={"error": type(error).__name__})
+        bans = self.node.offences.bans
         if is_garbled:
-            self._perform(self.node.garbled(ask.request_id, now=self._now()))
+            effects = self.node.garbled(ask.request_id, now=self._now())
         elif is_sent and not ask.has_answer:
-            self._perform(self.node.delivered(ask.request_id, now=self._now()))
+            effects = self.node.delivered(ask.request_id, now=self._now())
         elif answer is None:
-            self._perform(self.node.failed(ask.request_id, now=self._now()))
+            effects = self.node.failed(ask.request_id, now=self._now())
         else:
-            self._perform(self.node.answered(ask.request_id, answer, now=self._now()))
+            effects = self.node.answered(ask.request_id, answer, now=self._now())
+        if self.node.offences.bans > bans:
+            log.info("dht.peer_banned", extra={"peer": str(ID(ask.peer.peer))})
+        self._perform(effects)
 
     async def _exchange(self, ask: Ask) -> KadMessage | None:
         """One question and its answer on a stream of their own. None: sent, and there is no answer to this kind."""
@@ -308,61 +306,9 @@ class Dht:
             reader.feed(await muxed.read(READ_BYTES_MAX))
         return decode_message(frame)
 
-    # --- serving -----------------------------------------------------------------------------------------
-
-    async def _serve(self, stream: INetStream) -> None:
-        """ "Implementations must handle additional RPC request messages on an incoming stream." """
-        peer_id = stream.muxed_conn.peer_id
-        if self._serving[peer_id] >= SERVED_PER_PEER_MAX:
-            await stream.reset()
-            return
-        self._serving[peer_id] += 1
-        try:
-            with trio.CancelScope() as scope:
-                await self._answer_all(stream, peer_id, scope)
-            if scope.cancelled_caught:
-                await stream.reset()
-        except (KadMessageInvalid, FrameTooLarge, FrameInvalid):
-            await stream.reset()  # "On any error, the stream is reset."
-            self._blame(peer_id)
-        except StreamReset:
-            await stream.reset()
-        finally:
-            self._serving[peer_id] -= 1
-            if not self._serving[peer_id]:
-                del self._serving[peer_id]
-
-    async def _answer_all(self, stream: INetStream, peer_id: ID, scope: trio.CancelScope) -> None:
-        muxed = stream.muxed_stream
-        reader = FrameReader(frame_bytes_max=MESSAGE_BYTES_MAX)
-        for _ in range(REQUESTS_PER_STREAM_MAX):
-            scope.deadline = trio.current_time() + REQUEST_WAIT_S
-            while (frame := reader.next_frame()) is None:
-                try:
-                    reader.feed(await muxed.read(READ_BYTES_MAX))
-                except MuxedStreamEOF:
-                    await stream.close()
-                    return
-                except (MuxedStreamReset, MuxedStreamError):
-                    return
-            question = decode_message(frame)
-            for effect in self.node.receive(peer_id.to_bytes(), question, now=self._now()):
-                if isinstance(effect, Send):
-                    await muxed.write(encode_frame(encode_message(effect.message)))
-                elif isinstance(effect, Refuse):
-                    await stream.reset()
-                    if effect.is_hostile:
-                        self._blame(peer_id)
-                    return
-
-    def _blame(self, peer_id: ID) -> None:
-        """A request that nobody honest sends. Enough of them cost the connection, and a place in our table."""
-        if len(self._blamed) >= JUDGED_MAX:
-            self._blamed.clear()
-        self._blamed[peer_id] += 1
-        if self._blamed[peer_id] >= BLAMED_MAX and self._nursery is not None:
-            del self._blamed[peer_id]
-            self.node.ban(peer_id.to_bytes(), now=self._now())
+    def _throw_out(self, peer_id: ID) -> None:
+        self.node.ban(peer_id.to_bytes(), now=self._now())
+        if self._nursery is not None:
             self._nursery.start_soon(self._disconnect, peer_id)
 
     async def _disconnect(self, peer_id: ID) -> None:
