@@ -5,12 +5,28 @@ Short forms, by hypothesis; each starts from valid bytes, so that the changes re
 
 from __future__ import annotations
 
+import random
+
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 
 from p2p.gossip import Prune, Rpc, RpcDecoder, RpcInvalid, encode_rpc
 from p2p.gossip.messages import new_message
-from p2p.kad import KadMessage, KadMessageInvalid, KadPeer, Kind, Record, decode_message, encode_message
+from p2p.kad import (
+    Ask,
+    Done,
+    KadMessage,
+    KadMessageInvalid,
+    KadNode,
+    KadPeer,
+    KadSettings,
+    Kind,
+    Record,
+    Refuse,
+    Send,
+    decode_message,
+    encode_message,
+)
 from p2p.noise import NoiseError, NoiseHandshake, SealedChannel, ed25519_identity, verify_ed25519
 from p2p.noise.cipher import CipherState
 from p2p.noise.messages import HandshakePayload, decode_payload, encode_payload
@@ -97,6 +113,30 @@ def test_dht_messages(data: bytes) -> None:
     except KadMessageInvalid:
         return
     assert decode_message(encode_message(message)) == message
+
+
+@SHORT
+@given(spoiled(KAD), st.sampled_from(Kind))
+def test_dht_requests_and_answers_that_decode_end_in_an_effect_and_hearsay_enters_no_table(
+    data: bytes, kind: Kind
+) -> None:
+    try:
+        message = decode_message(data)
+    except KadMessageInvalid:
+        return
+    friend = bytes.fromhex("002408011220") + bytes(32)
+    node = KadNode(b"me", settings=KadSettings(), rng=random.Random(1), now=0, addresses=lambda: ())
+    for effect in node.receive(friend, message, now=0):
+        assert isinstance(effect, (Send, Refuse))
+    node.peer_changed(friend, connected=True, is_server=True, addresses=(b"\x04\x7f\x00\x00\x01",), now=0)
+    asked = (
+        node.get_value(b"/v/x", now=0) if kind is Kind.GET_VALUE else node.find_providers(bytes(32), count_max=3, now=0)
+    )
+    (ask,) = [effect for effect in asked[1] if isinstance(effect, Ask)]
+    for effect in node.answered(ask.request_id, message, now=0):
+        assert isinstance(effect, (Ask, Done))
+    assert {entry.peer for entry in node.table} <= {friend}
+    assert node.offences.counted <= 1
 
 
 @SHORT
