@@ -129,9 +129,8 @@ def test_dht_requests_and_answers_that_decode_end_in_an_effect_and_hearsay_enter
     for effect in node.receive(friend, message, now=0):
         assert isinstance(effect, (Send, Refuse))
     node.peer_changed(friend, connected=True, is_server=True, addresses=(b"\x04\x7f\x00\x00\x01",), now=0)
-    asked = (
-        node.get_value(b"/v/x", now=0) if kind is Kind.GET_VALUE else node.find_providers(bytes(32), count_max=3, now=0)
-    )
+    key = message.key or b"key"  # so that the answer belongs to the question, when its kind does
+    asked = node.get_value(key, now=0) if kind is Kind.GET_VALUE else node.find_closest(key, now=0)
     (ask,) = [effect for effect in asked[1] if isinstance(effect, Ask)]
     for effect in node.answered(ask.request_id, message, now=0):
         assert isinstance(effect, (Ask, Done))
