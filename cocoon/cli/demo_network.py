@@ -70,18 +70,17 @@ async def run_demo(
         async with children(folder) as group, AsyncExitStack() as stack:
             network = _Network(group, folder, console, prepared, providers, model)
             money: DemoMoney | None = None
-            async with trio.open_nursery() as nursery:
+            async with trio.open_nursery() as nursery:  # side by side: it is imports that take the time
                 nursery.start_soon(network.start_node)
                 nursery.start_soon(trio.to_thread.run_sync, warm_up)
                 if with_money:
-                    packages = Home.locate(prepared.home.path).path / "devnet" / "npm"
+                    packages = prepared.home.path / "devnet" / "npm"  # they outlive the demo
                     money = await stack.enter_async_context(
                         open_demo_money(group, folder, packages, console, providers=providers)
                     )
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(network.start_providers, [] if money is None else money.serve_words())
                 if money is not None:
                     nursery.start_soon(money.fund, console)
+                nursery.start_soon(network.start_providers, [] if money is None else money.serve_words())
             terms = open_terms(
                 bootstrap=(network.bootstrap,), trust=trust, network="devnet", timeout_s=OPEN_TIMEOUT_S, home=folder
             )

@@ -102,6 +102,11 @@ def _run_npm(node: NodeJs, folder: Path, target: Path, count: int, progress: Pro
     command = [
         *node.npm,
         *("ci", "--ignore-scripts", "--no-audit", "--no-fund", "--legacy-peer-deps", "--loglevel=http"),
+        *(
+            "--fetch-retries=1",
+            "--fetch-retry-mintimeout=1000",
+            "--fetch-retry-maxtimeout=3000",
+        ),  # offline: say so soon
     ]
     environment = {**os.environ, "PATH": f"{node.node.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     process = subprocess.Popen(  # noqa: S603 npm of the same Node; the arguments are constants
