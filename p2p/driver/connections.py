@@ -37,6 +37,8 @@ CACHED_WAIT_MAX_S = 300.0
 CACHED_PEERS_DIALLED_MAX = 4  # at one time, of those of earlier runs
 ADDRESSES_PER_PEER_MAX = 16
 CLOSE_TIMEOUT_S = 3.0
+BANNED_TRIMMED_S = 20.0  # it has done nothing wrong; but who comes back at once is sent away at once, round and round
+BANNED_OVERFULL_S = 60.0
 ADDRESS_TTL_S = 24 * 3600
 
 
@@ -85,6 +87,7 @@ class ConnectionManager:
         if peer not in self._protected and len(self._protected) >= self._limits.protected_peers_max:
             raise SettingsInvalid(f"at most {self._limits.protected_peers_max} peers can be protected")
         self.unprotect(peer)
+        self._swarm.bans.lift(peer)
         scope = self._protected[peer] = trio.CancelScope()
         self._nursery.start_soon(self._keep, peer_id, given, scope)
 
@@ -134,6 +137,7 @@ class ConnectionManager:
         if chosen:
             log.info("connections.trimmed", extra={"closed": len(chosen), "open": len(held)})
         for key in chosen:
+            self._swarm.bans.add(str(open_now[key].muxed_conn.peer_id), now=trio.current_time(), for_s=BANNED_TRIMMED_S)
             await self._close(open_now[key])
             self.trimmed += 1
 
@@ -147,7 +151,7 @@ class ConnectionManager:
                     break
                 fullest = max(connections, key=_unread_bytes)
                 log.warning("connections.too_much_unread", extra={"peer": str(fullest.muxed_conn.peer_id)})
-                await self._close(fullest)
+                await self._swarm.send_away(fullest.muxed_conn.peer_id, for_s=BANNED_OVERFULL_S)
 
     async def _close(self, connection: INetConn) -> None:
         with trio.move_on_after(CLOSE_TIMEOUT_S):

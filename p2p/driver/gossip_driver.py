@@ -61,6 +61,7 @@ from p2p.queues import BoundedFeed
 log = logging.getLogger("p2p")
 
 STREAMS_PER_PEER_MAX = 4  # inbound: one in use, and those of a peer that lost count
+BANNED_S = 300.0  # for a score that is not worth a socket: until it has mended by itself
 NONSENSE_PENALTY = 5.0  # P7 for bytes that are no RPC: out of the mesh at once, graylisted the second time
 READ_BYTES_MAX = 64 * 1024
 NAMES_MAX = 8192  # peer ids kept as text
@@ -278,7 +279,7 @@ class Gossip:
                 message = effect.message
                 self._hand_over(message.topic, message.data, forwarder=effect.forwarder, source=message.source)
             elif isinstance(effect, Disconnect) and self._nursery is not None:
-                self._nursery.start_soon(self._disconnect, ID(effect.peer))
+                self._nursery.start_soon(self._disconnect, ID(effect.peer), effect.why)
 
     def _enqueue(self, effect: Send) -> None:
         """One encoding for all. What the mesh needs has room of its own."""
@@ -327,11 +328,9 @@ class Gossip:
             name = self._names[peer] = peer_id_of_bytes(peer)
         return name
 
-    async def _disconnect(self, peer_id: ID) -> None:
-        log.debug("gossip.peer_dropped", extra={"peer": str(peer_id)})
-        for connection in self._swarm.live_connections(peer_id):
-            with trio.move_on_after(3):
-                await connection.close()
+    async def _disconnect(self, peer_id: ID, why: str) -> None:
+        log.debug("gossip.peer_dropped", extra={"peer": str(peer_id), "why": why})
+        await self._swarm.send_away(peer_id, for_s=BANNED_S)
 
 
 class _Notifee:

@@ -28,6 +28,7 @@ from libp2p.transport.exceptions import SecurityUpgradeFailure
 from multiaddr import Multiaddr
 
 from p2p.addresses import Address, DialPolicy, HostKind, Transport, parse_address
+from p2p.banned import BanList
 from p2p.counters import Counters
 from p2p.errors import AddressInvalid, AddressRefused, DialFailed, P2PError
 from p2p.interface import DialFailure, Limits
@@ -36,6 +37,7 @@ log = logging.getLogger("p2p")
 
 CONNECTIONS_PER_PEER_MAX = 4  # two when dials cross, two more for a peer that came back before we noticed
 NAME_ADDRESSES_MAX = 4  # of what a host name resolves to
+CLOSE_TIMEOUT_S = 3.0
 QUIC_WAIT_S = 0.25  # the head start of a peer's other addresses: QUIC costs several times as much CPU here
 
 
@@ -72,6 +74,7 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
         self.counters = counters
         self.failures: deque[DialFailure] = deque(maxlen=limits.dial_failures_kept_max)
         self.auto_connector = _NoAutoConnector(swarm=self)
+        self.bans = BanList()
         self._turns: dict[ID, tuple[trio.Lock, list[None]]] = {}
         self._inbound = 0
 
@@ -213,13 +216,30 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
     def _trim_connections(self, peer_id: ID) -> None:
         """Crossing dials leave two connections, and each side trimming "the worse" may close both. So both
         stay, and only what exceeds the bound goes, the newest first."""
-        connections = self.connections[peer_id]
+        connections = [connection for connection in self.connections[peer_id] if not connection.is_closed]
         for surplus in connections[CONNECTIONS_PER_PEER_MAX:]:
             if self.background_nursery is not None:
                 self.background_nursery.start_soon(self._close_connection_async, surplus)
         self.connections[peer_id] = connections[:CONNECTIONS_PER_PEER_MAX]
 
     # --- admission ---------------------------------------------------------------------------------------
+
+    async def send_away(self, peer_id: ID, *, for_s: float) -> None:
+        """Close all connections to a peer, and take none from it for a while."""
+        self.bans.add(str(peer_id), now=trio.current_time(), for_s=for_s)
+        for connection in self.live_connections(peer_id):
+            with trio.move_on_after(CLOSE_TIMEOUT_S):
+                await connection.close()
+
+    async def add_conn(self, muxed_conn: IMuxedConn, direction: str = "unknown") -> Any:
+        """As the library's; only that one which ends while it is being added is not kept for ever: its end removes it
+        from a list that it is not in yet. Raises SwarmException."""
+        connection = await super().add_conn(muxed_conn, direction=direction)
+        if connection.is_closed:
+            self.remove_conn(connection)
+            await connection._notify_disconnected()  # the library may have said "connected" after it
+            raise SwarmException("the connection was closed at once")
+        return connection
 
     async def _handle_inbound_connection(self, connection: Any, maddr: Multiaddr) -> None:
         if self._inbound >= self.limits.connections_max:
@@ -236,6 +256,10 @@ class CocoonSwarm(Swarm):  # type: ignore[misc]
     async def _admit(self, connection: IMuxedConn) -> Any | None:
         """The swarm's connection, or None: whatever a stranger does here ends his own connection only. Our transports
         bring connections that are secured and muxed."""
+        if self.bans.is_banned(str(connection.peer_id), now=trio.current_time()):
+            log.debug("connection.refused", extra={"error": "Banned"})
+            await _close_quietly(connection)
+            return None
         try:
             return await self.add_conn(connection, direction="inbound")
         except Exception as error:
