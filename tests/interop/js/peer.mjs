@@ -59,6 +59,7 @@ const numberOf = (bytes) => {
   if (!/^[0-9]{1,15}$/.test(digits)) throw new Error('not a number')
   return Number(digits)
 }
+const newest = (numbers) => numbers.indexOf(Math.max(...numbers))
 
 const services = {
   identify: identify(),
@@ -77,7 +78,7 @@ const services = {
     peerInfoMapper: passthroughMapper,
     allowQueryWithZeroPeers: true,
     validators: { cocoontest: async (key, value) => { numberOf(value) } },
-    selectors: { cocoontest: (key, values) => values.map(numberOf).reduce((best, n, i, all) => n > all[best] ? i : best, 0) }
+    selectors: { cocoontest: (key, values) => newest(values.map(numberOf)) }
   })
 }
 if (settings.relay === true) {
