@@ -144,6 +144,8 @@ def attach_adversaries(world: Any, scenario: Scenario) -> AdversaryPart:
     taken: set[int] = set()
     for index, spec in enumerate(scenario.adversaries):
         adversary = make_adversary(spec, index=index)
+        if market is None and not isinstance(adversary, OverlayAttack):
+            raise WorldInvalid(f"adversary {spec.kind}: it attacks a market, and the scenario has none")
         if isinstance(adversary, Sybil):
             _add_nodes(world, adversary, spec, index)
         else:
@@ -157,8 +159,6 @@ def attach_adversaries(world: Any, scenario: Scenario) -> AdversaryPart:
                     world.wrap(world.nodes[number], kad=wrap)
                 else:
                     world.wrap(world.nodes[number], router=wrap)
-        elif market is None:
-            raise WorldInvalid(f"adversary {spec.kind}: it attacks a market, and the scenario has none")
         else:
             _bend_market(market, adversary)
         adversaries.append(adversary)

@@ -68,7 +68,21 @@ class OverIssue(BadPayer):
 
     kind = "over-issue"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._bent: list[ClientPeer] = []
+        self._has_begun = False
+
+    def plan(self, view: View) -> list[Action]:
+        """Rent, and at the start another look at the chain, to believe in it."""
+        if not self._has_begun:
+            self._has_begun = True
+            for client in self._bent:
+                client.purse._look(client.purse.account, client.purse._proven)
+        return super().plan(view)
+
     def bend(self, client: ClientPeer) -> None:
+        self._bent.append(client)
         purse = client.purse
         look = purse._proven
 

@@ -12,7 +12,7 @@ writes are, there all the same. Not here: what must hold meanwhile (`laws`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from cocoon.types import MILLISECOND_NS, SECOND_NS
@@ -93,7 +93,9 @@ class Faults:
         self._partitions.clear()
         self.world.network.loss = self._loss_before
         if self.market is not None:
-            self.market.chain.out_until_ns = 0
+            chain = self.market.chain
+            chain.out_until_ns = 0
+            chain.terms = replace(chain.terms, fail_rate=0.0)
         for peer in self._peers.values():
             disk_of(peer).fails = False
             disk_of(peer).write_ns = 2 * MILLISECOND_NS

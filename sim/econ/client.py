@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from cocoon.client.spending import OF_THE_REQUEST, refusal_of
 from cocoon.market.addresses import peer_id_of_key
 from cocoon.market.book import ListedOffer, OfferBook
 from cocoon.market.history import History
@@ -20,7 +21,8 @@ from cocoon.pay.payer import PayerTerms
 from cocoon.pay.voucher import SignedVoucher, parse_open_voucher
 from cocoon.serve.client_session import ClientSession
 from cocoon.serve.effects import Disconnect, Effects, Emit, Send
-from cocoon.serve.events import EvidenceReceived, OutputReceived
+from cocoon.serve.events import EvidenceReceived, OutputReceived, RequestRefused, ReservationWanted
+from cocoon.serve.reasons import Reason
 from cocoon.serve.sealing import SUITE_X25519
 from cocoon.types import MILLISECOND_NS, NANO_PER_TON, SECOND_NS, PeerId
 from sim.econ.env import Conn, Env, Key, Wake
@@ -76,6 +78,7 @@ class Link:
         self.payout = provider.payout
         self.is_dead = False
         self.is_ready = False
+        self.is_spoilt = False
         self.opened_ns = client.env.now
         self._waiting: list[Callable[[Link | None], None]] = []
         self._requests: dict[int, Events] = {}
@@ -171,6 +174,14 @@ class Link:
         if isinstance(event, EvidenceReceived):
             self._judge(event)
             return
+        if isinstance(event, ReservationWanted):
+            purse = self.client.purse
+            purse.did(purse.payer.ceiling_wanted(self.payout, event.ceiling_nano, now=purse.now))
+            return
+        if isinstance(event, RequestRefused) and event.reason == Reason.PAYMENT_REQUIRED.value:
+            refusal = refusal_of(event.detail)
+            if refusal is None or refusal.fault not in OF_THE_REQUEST:
+                self.is_spoilt = True  # V is shown once per session: another session may be believed
         request_id = getattr(event, "id", None)
         if request_id is None:
             return
@@ -368,7 +379,9 @@ class ClientPeer:
     def link(self, provider: ProviderPeer) -> Link:
         """The session with it, opened now if there is none."""
         link = self.links.get(provider.number)
-        if link is None or link.is_dead or link.machine.is_draining:
+        if link is not None and link.is_spoilt and not link.is_dead:
+            link.did(link.machine.leave(now=self.now))
+        if link is None or link.is_dead or link.is_spoilt or link.machine.is_draining:
             link = self.links[provider.number] = Link(self, provider)
         return link
 

@@ -22,7 +22,7 @@ from cocoon.market.addresses import peer_id_of_key
 from cocoon.market.effects import PrepareOffer, Provide, Publish, PublisherEffect
 from cocoon.market.offer import OfferSpec, VerifiedOffer, draft_offer, finish_offer
 from cocoon.market.publisher import OfferPublisher
-from cocoon.pay.effects import CreditChanged, PaymentStopped, RequestKey, VoucherAccepted
+from cocoon.pay.effects import CeilingWanted, CreditChanged, PaymentStopped, RequestKey, VoucherAccepted
 from cocoon.pay.metering import vested_due_nano
 from cocoon.pay.payee import PayeeTerms
 from cocoon.pay.refusals import PaymentRefused
@@ -330,6 +330,10 @@ class ProviderPeer:
                 self._unblock(account)
             case CreditChanged(account=account):
                 self._unblock(account)
+            case CeilingWanted(account=account, ceiling_nano=ceiling):
+                for served in list(self.sessions.values()):
+                    if served.account == account:
+                        self.env.kernel.after(0, served.reserve, ceiling)  # not from inside a step of its machine
             case PaymentStopped(requests=requests, fault=fault):
                 self.sold.stopped += len(requests)
                 for served in list(self.sessions.values()):
@@ -610,6 +614,11 @@ class Served:
         """Payment came: what waited may leave."""
         for session in self._accounts:
             self.did(self.machine.paid(session, now=self.peer.now))
+
+    def reserve(self, ceiling_nano: int) -> None:
+        """Ask the client for a reservation."""
+        if not self._is_over:
+            self.did(self.machine.reserve(ceiling_nano))
 
     def stop(self, requests: tuple[RequestKey, ...], why: str) -> None:
         """These are not paid for."""

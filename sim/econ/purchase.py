@@ -371,9 +371,8 @@ class Try:
                 self._watch(self._client.setup.first_token_ms + self._client.setup.queue_wait_ms)
             case OutputReceived():
                 self._output(event)
-            case ReceiptReceived() if not event.body.final and self.attempt is not None:
-                purse = self._client.purse
-                purse.did(purse.payer.receipt(self.attempt, now=purse.now))
+            case ReceiptReceived():
+                self._receipt(event)
             case RequestEnded():
                 self._ended(event)
             case RequestRefused():
@@ -410,6 +409,23 @@ class Try:
         )
         self.purchase.output(self, added)
         self._watch(client.setup.stall_ms)
+
+    def _receipt(self, event: ReceiptReceived) -> None:
+        """Its counts are our own, and after a cancel the only ones that we are told."""
+        if self.attempt is None:
+            return
+        purse, body = self._client.purse, event.body
+        purse.did(
+            purse.payer.received(
+                self.attempt,
+                prompt_tokens=min(body.prompt_tokens, self._prompt),
+                completion_tokens=body.completion_tokens,
+                cached_tokens=cached_tokens_before_end(self.attempt.terms.prices, body.prompt_tokens),
+                now=purse.now,
+            )
+        )
+        if not body.final:
+            purse.did(purse.payer.receipt(self.attempt, now=purse.now))
 
     def _ended(self, event: RequestEnded) -> None:
         if self.attempt is not None:

@@ -1,9 +1,10 @@
 """What happened in a market, counted while it happens, and its summary.
 
-Trades that began before the warm-up's end are served but not counted. Welfare is what buyers got (the value of
-answers that came in time, less the time they waited for) less what the engines' work cost, answers that nobody used
-included; what is paid only moves between them. The optimum is the best assignment of the same orders to honest
-providers, window by window, as if all were known and every engine ran at its idle speed: a bound, not a plan.
+Trades that began before the warm-up's end, and an attacker's own, are served but not counted. Welfare is what buyers
+got (the value of answers that came in time, less the time they waited for) less what the engines' work cost, answers
+that nobody used included; what is paid only moves between them. The optimum is the best assignment of the same orders
+to honest providers, window by window, as if all were known and every engine ran at its idle speed: a bound, not a
+plan.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class Tally:
     acknowledged_nano: int = 0
 
     def add(self, purchase: Purchase) -> Trade | None:
-        """A purchase has ended. None: it is not counted."""
-        if purchase.order.at_ns < self.warmup_ns or len(self.trades) >= TRADES_MAX:
+        """A purchase has ended. None: it is not counted: too early, or an attacker's."""
+        is_late = len(self.trades) >= TRADES_MAX
+        if purchase.order.at_ns < self.warmup_ns or not purchase.client.setup.is_honest or is_late:
             self.dropped += 1
             return None
         trade = Trade(purchase.order, purchase.record, purchase.client.number)
