@@ -53,6 +53,7 @@ from sim.trace import Recording, Trace
 NODES_MAX = 200  # each holds some megabytes and twenty tasks per connection
 PORT = 4001
 DIALS_AT_S = 0.5  # when all listeners stand
+BEATS_FROM_S = 2.0  # when connections stand: else the first meshes are made of whoever is near
 NEVER_S = 1e9
 _MS = 1_000_000
 _MBIT = 1_000_000 / 8
@@ -174,6 +175,10 @@ class WholeWorld:
         )
         async with p2p.driver.node.open_libp2p_node(settings, key=node.identity.seed32) as opened:
             node.node, node.since_ns = opened, self.kernel.now
+            if opened.gossip is not None and self.kernel.elapsed_s < DIALS_AT_S:
+                state = opened.gossip.router.state
+                first_s = BEATS_FROM_S + state.settings.heartbeat_s * self.rng("heartbeat", node).random()
+                state.next_heartbeat = self.kernel.start_ns + int(first_s * SECOND)
             async with trio.open_nursery() as nursery:
                 if self.scenario.gossip is not None and settings.gossip:
                     nursery.start_soon(self._listen, node, opened, self.scenario.gossip.topic)
