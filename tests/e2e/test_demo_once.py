@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,11 +15,16 @@ from tests.e2e.world import World
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("level", "words"), [("simulated", ()), ("open", ("--open",))])
+@pytest.mark.parametrize(
+    ("level", "words"), [("simulated", ()), ("open", ("--open", "--no-money"))], ids=["paid", "open and unpaid"]
+)
 def test_one_question_goes_through_the_whole_path_and_prints_the_promised_object(
     tmp_path: Path, level: str, words: tuple[str, ...]
 ) -> None:
     world = World(tmp_path)
+    is_paid = "--no-money" not in words
+    if is_paid:
+        world.bring_packages()
     started_at = time.monotonic()
     ran = world.run("demo", "--once", "What is Cocoon?", "--json", *words)
     took_s = time.monotonic() - started_at
@@ -35,6 +41,7 @@ def test_one_question_goes_through_the_whole_path_and_prints_the_promised_object
         "ttft_ms",
         "providers_seen",
         "trust",
+        "money",
     }
     assert "peer-to-peer" in answer["answer"]
     assert answer["model"] == "cocoon-tiny"
@@ -52,6 +59,12 @@ def test_one_question_goes_through_the_whole_path_and_prints_the_promised_object
     assert answer["providers_seen"] == 3
     assert answer["trust"] == level
 
+    if is_paid:
+        _is_settled(answer["money"], due_nano=receipt["due_nano"])
+        assert "claimed on chain in block" in ran.stderr
+    else:
+        assert answer["money"] is None
+
     assert f"rust level {level}" in ran.stderr
     assert "operator of a provider can read prompts" in ran.stderr
     assert "TEST MODEL" in ran.stderr
@@ -60,13 +73,45 @@ def test_one_question_goes_through_the_whole_path_and_prints_the_promised_object
     assert list(world.temporary.iterdir()) == []
 
 
+def _is_settled(money: dict[str, Any], *, due_nano: int) -> None:
+    """To the nanoTON: the receipt's sum is the voucher's, the chain pays it, and the account lost it."""
+    assert set(money) == {
+        "account", "balance_before_nano", "chain_config", "vouchers_nano", "claims", "balance_after_nano",
+    }  # fmt: skip
+    assert money["vouchers_nano"] == due_nano
+    (claim,) = money["claims"]
+    assert set(claim) == {"provider", "amount_nano", "fee_nano", "block", "account_balance_nano"}
+    assert claim["amount_nano"] == due_nano
+    lost_nano = money["balance_before_nano"] - money["balance_after_nano"]
+    assert due_nano <= lost_nano <= due_nano + 10_000, "what is more is rent"
+
+
+def test_a_demo_without_the_devnets_packages_says_so_in_a_line_and_answers_unpaid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")
+    world = World(tmp_path)
+    ran = world.run("demo", "--once", "What is Cocoon?", "--json", "--providers", "1")
+    assert ran.returncode == 0, ran.stderr
+    answer = json.loads(ran.stdout)
+    assert answer["money"] is None
+    assert "peer-to-peer" in answer["answer"]
+    (line,) = [line for line in ran.stderr.splitlines() if "No money" in line]
+    assert "npm packages could not be fetched" in line or "Node.js" in line
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
 )
 def test_however_a_demo_ends_no_process_is_left(tmp_path: Path, number: signal.Signals) -> None:
     world = World(tmp_path)
-    with world.service("demo", "--port", "0", "--providers", "1") as demo:
-        assert len(world.survivors()) >= 3  # the demo, the node, the provider
+    is_paid = number is signal.SIGKILL  # the hardest end, with the most processes
+    if is_paid:
+        world.bring_packages()
+    words = () if is_paid else ("--no-money",)
+    with world.service("demo", "--port", "0", "--providers", "1", *words) as demo:
+        # the demo, the node, the provider; the devnet and its virtual machine
+        assert len(world.survivors()) >= (5 if is_paid else 3)
         code = demo.stop(number)
     assert code == (-9 if number is signal.SIGKILL else 0)
     assert world.wait_no_survivors(12) == []
@@ -102,7 +147,7 @@ def test_a_demo_whose_port_is_taken_says_so_and_leaves_nothing(tmp_path: Path) -
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        ran = world.run("demo", "--port", str(port), "--providers", "1", "--json")
+        ran = world.run("demo", "--port", str(port), "--providers", "1", "--no-money", "--json")
     assert ran.returncode in (1, 2)
     assert str(port) in json.loads(ran.stdout)["error"]["message"]
     assert "Traceback" not in ran.stderr

@@ -47,7 +47,7 @@ def ask(ready: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_provider_killed_before_its_first_token_costs_the_user_nothing(tmp_path: Path) -> None:
     world = World(tmp_path)
-    with world.service("demo", "--port", "0") as demo:
+    with world.service("demo", "--no-money", "--port", "0") as demo:
         pids = {provider["peer"]: provider["pid"] for provider in demo.ready["providers"]}
         victim = ask(demo.ready)["provider"]  # a session with it is open now
         os.kill(pids[victim], signal.SIGSTOP)
@@ -71,7 +71,7 @@ def test_a_provider_killed_before_its_first_token_costs_the_user_nothing(tmp_pat
 
 def test_a_provider_killed_midway_gives_a_clear_error_and_the_gateway_lives(tmp_path: Path) -> None:
     world = World(tmp_path)
-    with world.service("demo", "--port", "0", "--providers", "1", "--open") as demo:
+    with world.service("demo", "--no-money", "--port", "0", "--providers", "1", "--open") as demo:
         (provider,) = demo.ready["providers"]
         pid = provider["pid"]
         with post(demo.ready, {"messages": STORY, "stream": True, **ENDLESS}) as response:
@@ -91,7 +91,7 @@ def test_a_provider_killed_midway_gives_a_clear_error_and_the_gateway_lives(tmp_
 def test_an_embedded_client_gets_a_typed_error_midway(tmp_path: Path) -> None:
     world = World(tmp_path)
     with (
-        world.service("demo", "--port", "0", "--providers", "1") as demo,
+        world.service("demo", "--no-money", "--port", "0", "--providers", "1") as demo,
         Client.open(bootstrap=[demo.ready["bootstrap"]], trust=trust.Open()) as cocoon,
     ):
         reply = cocoon.chat(model="cocoon-tiny", messages=STORY, spend_max=ton("1"), **ENDLESS)

@@ -62,7 +62,7 @@ class Demo:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     world = World(tmp_path_factory.mktemp("demo"))
     home = world.folder / "demo-home"
-    with world.service("demo", "--port", "0", "--home", str(home), "--log-level", "debug") as service:
+    with world.service("demo", "--no-money", "--port", "0", "--home", str(home), "--log-level", "debug") as service:
         yield Demo(world, service)
         said = CANARY.split(maxsplit=1)[0]
         logs = [service.log, *home.rglob("*.log")]

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.fakes.devnet import PACKAGES, need_node
+
 READY_TIMEOUT_S = 120.0
 COMMAND_TIMEOUT_S = 120.0
 MARK = "COCOON_TEST_MARK"
@@ -29,6 +31,13 @@ class World:
         self.temporary = folder / "tmp"
         self.temporary.mkdir(parents=True)
         self._count = 0
+
+    def bring_packages(self) -> None:
+        """The devnet's npm packages, fetched once for all tests. Skips where Node.js is absent."""
+        need_node()
+        folder = self.folder / "home" / "devnet"
+        folder.mkdir(parents=True)
+        (folder / "npm").symlink_to(PACKAGES)
 
     def environment(self) -> dict[str, str]:
         """Marked, with homes and temporary files inside the test's folder."""
