@@ -16,9 +16,11 @@ from typing import Any, Final
 from cocoon.types import SECOND_NS
 from sim.chaos.faults import Faults, Rates
 from sim.chaos.laws import Laws
-from sim.econ.purchase import Order, Purchase
+from sim.econ.market import Market
+from sim.econ.orders import Order
+from sim.econ.purchase import Purchase
 from sim.levels.building import Population, build_world
-from sim.levels.market import Market, attach_market
+from sim.levels.market import attach_market
 from sim.out import NullSink
 from sim.rng import Stream, stream
 from sim.scenario import (

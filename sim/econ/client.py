@@ -25,13 +25,14 @@ from cocoon.serve.events import EvidenceReceived, OutputReceived, RequestRefused
 from cocoon.serve.reasons import Reason
 from cocoon.serve.sealing import SUITE_X25519
 from cocoon.types import MILLISECOND_NS, NANO_PER_TON, SECOND_NS, PeerId
-from sim.econ.env import Conn, Env, Key, Wake
+from sim.econ.env import Conn, Env, Key, Syn, Wake
 from sim.econ.money import Counting, Purse
-from sim.econ.provider import ProviderPeer, Syn
+from sim.econ.provider import ProviderPeer
 
 if TYPE_CHECKING:
     from sim.chain import SimChain
-    from sim.econ.purchase import Order, Purchase
+    from sim.econ.orders import Order
+    from sim.econ.purchase import Purchase
     from sim.econ.rules import Rule
 
 DIAL_ROUND_TRIPS: Final = 3  # TCP, Noise, and the stream: the muxer opens with the handshake

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sim.adversary import AdversaryPart, attach_to_market
-from sim.levels.market import Market, run_market
+from sim.econ.market import Market
+from sim.levels.market import run_market
 from sim.scenario import (
     AdversarySpec,
     ChainSpec,

@@ -218,6 +218,13 @@ class Wake:
         self.look()
 
 
+@dataclass(frozen=True, slots=True)
+class Syn:
+    """A round trip of the handshakes below the session: TCP, Noise, the muxer."""
+
+    number: int
+
+
 class Conn:
     """One stream between two nodes: frames arrive whole, once, in order, or the stream breaks.
 

@@ -19,8 +19,9 @@ from sim.econ.metrics import gini, jain, quantile, rounded, share, variation
 from sim.econ.optimum import assign
 
 if TYPE_CHECKING:
+    from sim.econ.orders import Order, Record
     from sim.econ.provider import ProviderPeer
-    from sim.econ.purchase import Order, Purchase, Record
+    from sim.econ.purchase import Purchase
 
 WINDOW_S: Final = 10.0  # of the optimum
 WINDOW_ORDERS_MAX: Final = 400  # a longer window is cut

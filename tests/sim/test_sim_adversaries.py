@@ -11,9 +11,10 @@ from cocoon.types import NANO_PER_TON, due_nano
 from sim.adversary import KINDS, Budget, attach_to_market, make_adversary
 from sim.adversary.attach import AdversaryPart
 from sim.adversary.base import Action
+from sim.econ.market import Market
 from sim.errors import WorldInvalid
 from sim.levels.machines import run_level
-from sim.levels.market import Market, run_market
+from sim.levels.market import run_market
 from sim.out import NullSink
 from sim.scenario import (
     ADVERSARIES,

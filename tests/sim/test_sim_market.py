@@ -17,11 +17,12 @@ from cocoon.market.selection import replay
 from cocoon.ports import StoredVoucher
 from cocoon.types import SECOND_NS
 from sim.econ.comparison import Cell, run_cell
+from sim.econ.market import Market
 from sim.econ.metrics import gini, jain, quantile
 from sim.econ.optimum import NOBODY, assign, clearing_price, monopoly_price
 from sim.econ.policies import Bandit, BestResponse, CostPlus, Policy, Window, make_policy
 from sim.econ.tally import order_worth
-from sim.levels.market import Market, run_market
+from sim.levels.market import run_market
 from sim.rng import stream
 from sim.scenario import (
     ChainSpec,
