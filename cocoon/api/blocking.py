@@ -39,14 +39,19 @@ class Client(ThreadedClient):
         network: str = "devnet",
         home: str | os.PathLike[str] | None = None,
         timeout_s: float = OPEN_TIMEOUT_S,
+        account: str = "auto",
     ) -> Client:
         """Join the network as a fresh client peer.
 
         `bootstrap` are multiaddrs that end in `/p2p/<peer>`. `trust` (from `cocoon.trust`) has no default. `home`
-        is where models are pinned by name. Raises
-        `ConfigError`, and `Unavailable` when no bootstrap peer answers within `timeout_s`.
+        is where models are pinned by name, and where the spending account is (`cocoon account open`) that pays; with
+        `account="none"`, or without one, free offers only are used. One client at a time pays from a home. Raises
+        `ConfigError`, `LocalProtocolError` when another client pays from this account, and
+        `Unavailable` when no bootstrap peer answers within `timeout_s`.
         """
-        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home)
+        terms = open_terms(
+            bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home, account=account
+        )
         return cls.over(
             lambda: AsyncClient.open(
                 bootstrap=terms.bootstrap,
@@ -54,6 +59,7 @@ class Client(ThreadedClient):
                 network=terms.network.label,
                 home=terms.home.path,
                 timeout_s=terms.timeout_s,
+                account="auto" if terms.pays else "none",
             )
         )
 

@@ -36,9 +36,12 @@ class AsyncClient(ThreadedClient):
         network: str = "devnet",
         home: str | os.PathLike[str] | None = None,
         timeout_s: float = OPEN_TIMEOUT_S,
+        account: str = "auto",
     ) -> AsyncIterator[AsyncClient]:
         """As `cocoon.Client.open`, in an `async with` block."""
-        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home)
+        terms = open_terms(
+            bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home, account=account
+        )
         async with cls.over(
             lambda: native.AsyncClient.open(
                 bootstrap=terms.bootstrap,
@@ -46,6 +49,7 @@ class AsyncClient(ThreadedClient):
                 network=terms.network.label,
                 timeout_s=terms.timeout_s,
                 home=terms.home.path,
+                account="auto" if terms.pays else "none",
             )
         ) as client:
             yield client

@@ -57,18 +57,23 @@ class AsyncClient:
         network: str = "devnet",
         home: str | os.PathLike[str] | None = None,
         timeout_s: float = OPEN_TIMEOUT_S,
+        account: str = "auto",
     ) -> AsyncIterator[AsyncClient]:
         """Join the network as a fresh client peer, and leave it at the end of the block.
 
         `bootstrap` are multiaddrs that end in `/p2p/<peer>`. `trust` (from `cocoon.trust`) has no default. `home`
-        is where models are pinned by name. Raises
-        `ConfigError`, and `Unavailable` when no bootstrap peer answers within `timeout_s`; never an exception group.
+        is where models are pinned by name, and where the spending account is (`cocoon account open`) that pays; with
+        `account="none"`, or without one, free offers only are used. One client at a time pays from a home. Raises
+        `ConfigError`, `LocalProtocolError` when another client pays from this account, and
+        `Unavailable` when no bootstrap peer answers within `timeout_s`; never an exception group.
         """
-        terms = open_terms(bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home)
-        from .opening import open_role  # here: only opening a client pays for the network
+        terms = open_terms(
+            bootstrap=bootstrap, trust=trust, network=network, timeout_s=timeout_s, home=home, account=account
+        )
+        from .opening import open_paying_role  # here: only opening a client pays for the network
 
         border = Border()
-        async with border, open_role(terms) as role, cls.over(role) as client:
+        async with border, open_paying_role(terms) as role, cls.over(role) as client:
             with border.body():
                 yield client
 

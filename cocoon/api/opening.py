@@ -16,15 +16,18 @@ import trio
 from ..adapters.clock import SystemClock, entropy
 from ..adapters.models import ModelStore
 from ..adapters.network import PeerNetwork, open_network
+from ..adapters.store import SqliteStore
 from ..attest.judging import AcceptNothing
 from ..client.interface import ClientRole
 from ..client.role import Client, open_client
 from ..client.settings import ClientSettings, PaymentAccount
+from ..config import override
 from ..errors import CocoonError, Unavailable
 from ..market.catalogue import Catalogue
 from ..ports import Store
 from ..trust import TrustPolicy
 from ..types import Network, Secret
+from .paying import opened_account
 from .terms import OpenTerms
 
 log = logging.getLogger("cocoon.client")
@@ -76,6 +79,26 @@ async def open_role(
                     nursery.start_soon(follow_policy, role, terms.trust)
                 yield role
                 nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def open_paying_role(terms: OpenTerms) -> AsyncIterator[ClientRole]:
+    """As `open_role`, paying from the home's account if it has one; its settings of the chain come from its file."""
+    if not terms.pays or not terms.home.account_path(terms.network).exists():
+        async with open_role(terms) as role:
+            yield role
+        return
+    config = override(terms.home.read_config(), {"network": terms.network.label})
+    async with opened_account(terms.home, config) as payment:
+        if payment is None:
+            async with open_role(terms) as role:
+                yield role
+            return
+        async with (
+            await SqliteStore.open(terms.home.database_path, clock=SystemClock(), entropy=entropy) as store,
+            open_role(terms, store=store, payment=payment) as role,
+        ):
+            yield role
 
 
 async def follow_policy(role: Client, trust: TrustPolicy, *, every_s: float = POLICY_READ_AGAIN_S) -> None:

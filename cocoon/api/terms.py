@@ -33,6 +33,7 @@ class OpenTerms:
     network: Network
     timeout_s: float
     home: Home
+    pays: bool = True  # from the home's spending account, if there is one
 
 
 def open_terms(
@@ -42,6 +43,7 @@ def open_terms(
     network: str,
     timeout_s: float,
     home: str | os.PathLike[str] | None,
+    account: str = "auto",
 ) -> OpenTerms:
     """Raises `ConfigError`, also for a `trust` that was left out."""
     if trust is None:
@@ -52,6 +54,8 @@ def open_terms(
         )
     if not isinstance(trust, TrustPolicy):
         raise ConfigError(f"not a trust policy: {type(trust).__name__}", advice="Use cocoon.trust, e.g. trust.Open().")
+    if account not in ("auto", "none"):
+        raise ConfigError(f"account is auto or none, not {str(account)[:40]!r}")
     if isinstance(bootstrap, str):
         bootstrap = (bootstrap,)
     addresses = tuple(bootstrap)
@@ -66,6 +70,7 @@ def open_terms(
         network=Network.from_label(network),
         timeout_s=float(timeout_s),
         home=Home.locate(home),
+        pays=account == "auto",
     )
 
 

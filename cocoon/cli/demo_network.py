@@ -256,6 +256,7 @@ def _say_what_to_try(
     console.line(f"Or talk: cocoon chat --trust {trust.level.value} --bootstrap {bootstrap}{home}\n")
     if money is not None:
         console.line("4. Look at the money (of the devnet: its coins are worth nothing):\n")
+        console.line(f"   export COCOON_HOME={money.chat.home.path}   # programs of your own pay from this account\n")
         for command in money.commands():
             console.line(f"   {command}")
         console.line("")

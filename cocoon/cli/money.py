@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ..api import paying
 from ..errors import ConfigError, Unavailable
 from ..ports.chain import Chain, ChainTransaction, Head, Transfer
 from ..types import Nano, Network, Secret, ton
@@ -37,12 +38,7 @@ if TYPE_CHECKING:
     from ..adapters.ton.wallet import WalletKey
 
 SECRET_BYTES_MAX: Final = 1_024  # of a passphrase; the wallet file has its own bounds
-CONFIG_BYTES_MAX: Final = 1024 * 1024  # of a global configuration; TON's has 30 kB
 WATCH_EVERY_S: Final = 2.0  # between two lines of progress
-UNAUDITED: Final = (
-    "Nothing here was audited: neither the contracts that hold the coins (contracts/account, contracts/stake), nor "
-    "this program's wallet and its reading of the chain. None of it has run on mainnet. Coins can be lost."
-)
 
 
 def add_money(parser: argparse.ArgumentParser, *, spends: bool) -> None:
@@ -109,7 +105,7 @@ class Desk:
     async def agree(self, *lines: str) -> None:
         """Say what will happen, and go on only if it is wanted. Raises `ConfigError`."""
         if self.network is Network.MAINNET:
-            self.console.notice(UNAUDITED)
+            self.console.notice(paying.UNAUDITED)
         for line in lines:
             self.console.say(line)
         if self.is_agreed:
@@ -190,11 +186,7 @@ class Desk:
 
 def check_mainnet(prepared: Setup) -> None:
     """Raises `ConfigError` on mainnet, unless it was asked for in so many words."""
-    if prepared.config.network_id is Network.MAINNET and not prepared.config.wallet.unaudited_mainnet:
-        raise ConfigError(
-            f"mainnet is refused. {UNAUDITED}",
-            advice="Use --network testnet; or, if you can afford to lose it, add --unaudited-mainnet.",
-        )
+    paying.check_mainnet(prepared.config)
 
 
 # --- the chain -------------------------------------------------------------------------------------------
@@ -203,46 +195,8 @@ def check_mainnet(prepared: Setup) -> None:
 @asynccontextmanager
 async def opened_chain(prepared: Setup) -> AsyncIterator[Chain]:
     """The chain that the configuration names. Raises `ConfigError`; nothing is connected yet."""
-    from ..adapters.chain import open_chain
-    from ..adapters.clock import SystemClock
-    from ..adapters.ton.global_config import parse_global_config
-
-    network = prepared.config.network_id
-    config = parse_global_config(_read_chain_config(prepared))
-    key_block_path = prepared.home.key_block_path(network)
-    key_block_path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    async with open_chain(
-        config,
-        network=network,
-        trust_level=prepared.config.chain.trust_level,
-        now=SystemClock().now,
-        key_block_path=key_block_path,
-    ) as chain:
+    async with paying.opened_chain(prepared.home, prepared.config) as chain:
         yield chain
-
-
-def chain_config_file(prepared: Setup) -> Path:
-    """Which file it is."""
-    chosen = prepared.config.chain.config_path
-    if chosen is not None:
-        return Path(chosen).expanduser()
-    return prepared.home.chain_config_path(prepared.config.network_id)
-
-
-def _read_chain_config(prepared: Setup) -> bytes:
-    path, network = chain_config_file(prepared), prepared.config.network_id
-    try:
-        with path.open("rb") as file:
-            return file.read(CONFIG_BYTES_MAX + 1)
-    except FileNotFoundError:
-        advice = (
-            "Start `cocoon devnet` with the same --home, or pass --chain-config FILE."
-            if network is Network.DEVNET
-            else f"Fetch TON's global configuration of the {network.label}, look at it, and pass --chain-config FILE."
-        )
-        raise ConfigError(f"no chain is known: there is no {path}", advice=advice) from None
-    except OSError as error:
-        raise ConfigError(f"the chain's configuration {path} cannot be read: {error.strerror}") from error
 
 
 # --- passphrases -----------------------------------------------------------------------------------------

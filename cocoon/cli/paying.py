@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from ..api import paying as api_paying
 from ..errors import CocoonError, ConfigError, PaymentError, ProofInvalid, Unavailable
 from ..types import NO_DIGEST, format_ton
-from ..wire.limits import NANO_MAX
 from .console import Console
 from .money import check_mainnet, open_wallet_with, opened_chain
 from .options import Setup
@@ -146,30 +146,19 @@ async def opened_account(prepared: Setup, console: Console) -> AsyncIterator[Pay
 
     The chain's answer is only shown: without it requests say so themselves. The spending caps are the caller's.
     """
-    from ..adapters.ton.kept import load_account
-
-    config, home = prepared.config, prepared.home
-    network = config.network_id
-    kept = load_account(home.account_path(network), network=network) if config.client.account == "auto" else None
-    if kept is None:
-        yield None
-        return
-    check_mainnet(prepared)
-    from ..adapters.keyfile import load_seed
     from ..adapters.ton.addresses import contract_address
-    from ..adapters.ton.paying import payment_account
 
-    seed = load_seed(home.voucher_key_path(network))
-    async with opened_chain(prepared) as chain:
-        shown = contract_address(kept.account, network)
-        try:
-            state = await chain.spending_account(kept.account)
-        except CocoonError as error:
-            console.explain_briefly(error)
-            console.say(f"Requests will be paid from {shown} once the chain can be read.")
-        else:
-            if state is None or state.epoch == 0:
-                console.say(f"The spending account {shown} is not open: finish it with `cocoon account open`.")
+    async with api_paying.opened_account(prepared.home, prepared.config) as payment:
+        if payment is not None:
+            shown = contract_address(payment.account, prepared.config.network_id)
+            try:
+                state = await payment.chain.spending_account(payment.account)
+            except CocoonError as error:
+                console.explain_briefly(error)
+                console.say(f"Requests will be paid from {shown} once the chain can be read.")
             else:
-                console.say(f"Paying from {shown}, which holds {format_ton(state.balance_nano)} TON.")
-        yield payment_account(chain, account=kept.account, voucher_seed=seed, spend_max_nano=NANO_MAX)
+                if state is None or state.epoch == 0:
+                    console.say(f"The spending account {shown} is not open: finish it with `cocoon account open`.")
+                else:
+                    console.say(f"Paying from {shown}, which holds {format_ton(state.balance_nano)} TON.")
+        yield payment
