@@ -64,7 +64,13 @@ class Vocabulary:
 
     kind: str  # "gpt2" (byte-level BPE), "llama" (SentencePiece), …
     tokens: tuple[str, ...] = field(repr=False)
-    types: tuple[int, ...] = field(repr=False)  # llama.cpp's: 1 normal, 3 control, 6 byte; empty if not given
+    types: tuple[int, ...] = field(repr=False)  # llama.cpp's: 1 normal, 3 control, 4 user's, 6 byte; () if not given
+
+    def word(self, token_id: int) -> bytes | None:
+        """The bytes of a token that is part of texts; None for control tokens and for ids that are no token."""
+        if token_id >= len(self.tokens) or (self.types and self.types[token_id] not in (1, 4, 6)):
+            return None
+        return self.piece(token_id)
 
     def piece(self, token_id: int) -> bytes:
         """The bytes that the token stands for; control tokens stand for none."""

@@ -34,9 +34,10 @@ from ..serve.events import (
     SessionDraining,
 )
 from ..serve.reasons import Reason
-from ..types import Digest, PeerId
+from ..types import SECOND_NS, Digest, PeerId
 from .spending import OF_THE_REQUEST, Spending, refusal_of
 
+PROBE_GAP_NS: Final = SECOND_NS  # all requests of a session ask together
 HANDSHAKE_TIMEOUT_S: Final = 35.0
 """The machine gives hardware evidence 30 s; this only bounds what the machine cannot see."""
 
@@ -77,6 +78,29 @@ class RunningRequest:
         if isinstance(event, OutputReceived):
             self._unconsumed_bytes = event.sealed_bytes
         return event
+
+    def event_nowait(self) -> RequestEvent | None:
+        """`next_event`, if there is one already."""
+        if not self._events:
+            return None
+        if self._unconsumed_bytes:
+            self._link.consumed(self.id, self._unconsumed_bytes)
+            self._unconsumed_bytes = 0
+        event = self._events.popleft()
+        if isinstance(event, CocoonError):
+            raise event
+        if isinstance(event, OutputReceived):
+            self._unconsumed_bytes = event.sealed_bytes
+        return event
+
+    def probe(self) -> int:
+        """Ask the provider whether it lives; when it was asked, in ns."""
+        return self._link.probe()
+
+    @property
+    def heard_ns(self) -> int:
+        """When anything last came from the provider."""
+        return self._link.heard_ns
 
     def cancel(self) -> None:
         """Tell the provider to stop; nothing more comes. Harmless when it is over."""
@@ -122,6 +146,7 @@ class ProviderLink:
         self._evidence_in: trio.MemoryReceiveChannel[EvidenceReceived]
         # One at a time: the machine asks anew only after the answer to the last question.
         self._evidence, self._evidence_in = trio.open_memory_channel(2)
+        self._probed_ns = 0
         self.facts: Facts | None = None
         self.is_draining = False
         self.used_ns = clock.now()
@@ -227,6 +252,19 @@ class ProviderLink:
             return False
         self._pump.perform(self._machine.pay(voucher, signature))
         return True
+
+    @property
+    def heard_ns(self) -> int:
+        """When anything last came."""
+        return self._machine.heard_ns
+
+    def probe(self) -> int:
+        """Send a ping now, but no flood of them; when the last one was sent."""
+        now = self._clock.now()
+        if not self._pump.is_ended and now - self._probed_ns >= PROBE_GAP_NS:
+            self._probed_ns = now
+            self._pump.perform(self._machine.probe(now=now))
+        return self._probed_ns
 
     def consumed(self, request_id: int, sealed_bytes: int) -> None:
         """The reader has taken that much: let the provider send more."""

@@ -1,12 +1,16 @@
-"""One request on its way: choose, open, wait, read; and choose again while nothing was shown yet.
+"""One request on its way: choose, open, wait, read; and when a provider is lost, go on at another one.
 
-Every attempt runs the same frozen request: its trust level, its price ceiling, its spending limit (rules S9, M2). An
-attempt may be repeated elsewhere only until the first piece of output has been handed to the caller; after that
-the death of a provider is an error that says so. The prompt leaves only for a session that was judged.
+Every attempt runs the same frozen request: its trust level, its price ceiling, its spending limit (rules S9, M2). The
+prompt leaves only for a session that was judged. Once output has been shown, the next provider of the same model gets
+the tokens so far as the beginning of its answer, and checks them itself (`cocoon.ports.engine.Continued`): the caller
+sees one answer without a gap. Greedy output is the same as without the loss; sampled output goes on with a seed made
+of the old one and the place. Answers with tools or a schema cannot be continued, because a grammar cannot be entered
+in the middle: once a part was shown, the loss of their provider is an error.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -34,9 +38,20 @@ from ..pay.budget import Attempt, Budget
 from ..pay.refusals import PaymentRefused
 from ..ports import Delta
 from ..serve.events import OutputReceived, RequestAccepted, RequestEnded
-from ..serve.openai import encode_body
+from ..serve.openai import encode_body, with_beginning
 from ..serve.reasons import Reason
-from ..types import MILLISECOND_NS, SECOND_NS, Digest, Feature, Nano, PeerId, TrustLevel, due_nano
+from ..types import (
+    MILLISECOND_NS,
+    SECOND_NS,
+    Digest,
+    Feature,
+    FinishReason,
+    Nano,
+    PeerId,
+    TrustLevel,
+    Usage,
+    due_nano,
+)
 from .interface import OfferView, ReceiptView, ReplySummary
 from .link import ProviderLink, RequestEvent, RunningRequest
 from .views import offer_view
@@ -52,6 +67,9 @@ OUTPUT_SHARE: Final = 4  # without a limit in the request, at least a quarter of
 RESERVATION_WAIT_S: Final = 3.0  # a claim with a reservation is on chain within some blocks
 RESERVATION_WAITS_MAX: Final = 10
 SPEED_TOKENS_MIN: Final = 8  # fewer tell nothing of a provider's speed
+FIRST_TOKEN_PATIENCE: Final = 4  # times as long before the first token: a long prompt keeps a machine busy
+_WITH_GRAMMAR: Final = Feature.TOOLS | Feature.JSON_SCHEMA
+PROBE_EVERY_S: Final = 1.5  # while a provider is silent; well under what it takes for a flood of pings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +107,18 @@ class RunningReply:
         self._view: OfferView | None = None
         self._trust: TrustLevel | None = None
         self._accepted_ns = 0
-        self._first_ns = 0
-        self._prompt_tokens = 0
-        self._completion_tokens = 0
+        self._first_ns = 0  # of the whole answer
+        self._began_ns = 0  # of this attempt's output
+        self._prompt_tokens = 0  # without what was continued
+        self._shown_ids: list[int] = []  # what the caller has, to be continued from
+        self._shown_text: list[str] = []
+        self._kept_tokens = 0  # of it, what this attempt goes on from
+        self._output_tokens_max = 0  # of the whole answer, as the first provider was asked
+        self._is_all_shown = False  # only the end was lost: what comes now is one token too many
+        self._attempt_tokens = (0, 0)  # prompt and completion, as this attempt's provider counts
+        self._free_nano = 0  # lost attempts that ask for no payment, at their prices
+        self._failed_since: set[PeerId] = set()  # since output was last seen
+        self._resumes = 0
         self._summary: ReplySummary | None = None
         self.choices: list[Choice] = []
 
@@ -134,21 +161,25 @@ class RunningReply:
     @property
     def cost_nano(self) -> Nano:
         """Over all attempts so far, failed ones included; what asks for no payment is counted at its prices."""
-        if self._summary is not None:
-            return self._summary.cost_nano
-        paid_nano = self._paid_nano
-        if self._attempt is not None or not self._completion_tokens:
-            return paid_nano
-        return paid_nano + due_nano(
-            self._current.offer.prices,
-            input_tokens=self._prompt_tokens,
-            cached_tokens=0,
-            output_tokens=self._completion_tokens,
-        )
+        return self._spent_nano if self._summary is not None else self._spent_nano + self._unpaid_nano
 
     @property
-    def _paid_nano(self) -> Nano:
-        return 0 if self._budget is None else self._budget.spent_nano
+    def _spent_nano(self) -> Nano:
+        """Of attempts that are over, and what was signed."""
+        return self._free_nano + (0 if self._budget is None else self._budget.spent_nano)
+
+    @property
+    def _unpaid_nano(self) -> Nano:
+        """What the running attempt would cost, if it asks for no payment."""
+        prompt_tokens, completion_tokens = self._attempt_tokens
+        if self._attempt is not None or not completion_tokens:
+            return 0
+        return due_nano(
+            self._current.offer.prices,
+            input_tokens=prompt_tokens,
+            cached_tokens=0,
+            output_tokens=completion_tokens,
+        )
 
     @property
     def summary(self) -> ReplySummary:
@@ -168,7 +199,9 @@ class RunningReply:
     async def begin(self) -> None:
         """Return once a provider has accepted. Raises the last attempt's error, or that there is nobody."""
         while True:
-            choice = await self._client.choose(self._request, excluded=frozenset(self._excluded), spent=self._paid_nano)
+            choice = await self._client.choose(
+                self._request, excluded=frozenset(self._excluded), spent=self._spent_nano
+            )
             self.choices.append(choice)
             if choice.chosen is None and not self._looked_again:
                 self._looked_again = True  # what we know may be old: ask once more before giving up
@@ -193,7 +226,7 @@ class RunningReply:
                 self._failed(choice.chosen.candidate.listed, error)
 
     def __aiter__(self) -> AsyncIterator[Delta]:
-        """Deltas until the end; another provider takes over while none was yielded."""
+        """Deltas until the end; another provider takes over when one is lost."""
         return self
 
     async def __anext__(self) -> Delta:
@@ -204,16 +237,47 @@ class RunningReply:
             try:
                 event = await self._next()
             except CocoonError as error:
-                self._failed(self._current, error)  # raises, unless somebody else may try
-                await self.begin()
+                await self._move(error)
                 continue
             if isinstance(event, RequestEnded):
                 self._end(event)
-                continue
-            self._prompt_tokens = event.prompt_tokens
-            self._completion_tokens = event.completion_tokens
-            self._first_ns = self._first_ns or self._client.clock.now()
-            return event.delta
+            elif (delta := self._taken(event)) is not None:
+                return delta
+
+    def _taken(self, event: OutputReceived) -> Delta | None:
+        now = self._client.clock.now()
+        self._failed_since.clear()
+        if not self._began_ns:
+            self._began_ns = now
+            self._first_ns = self._first_ns or now
+            if self._shown_ids:  # the prompt of this attempt was ours and the beginning; the difference went on
+                kept = max(0, event.prompt_tokens - self._prompt_tokens)
+                self._kept_tokens = min(kept, len(self._shown_ids))
+                del self._shown_ids[self._kept_tokens :]
+            else:
+                self._prompt_tokens = event.prompt_tokens
+        self._attempt_tokens = (event.prompt_tokens, event.completion_tokens)
+        if self._is_all_shown:
+            return None
+        delta = event.delta
+        self._shown_ids += delta.token_ids
+        self._shown_text.append(delta.text)
+        return delta
+
+    async def _move(self, error: CocoonError) -> None:
+        """Another provider goes on with the answer. Raises what the caller must know when nobody can."""
+        lost = self._current
+        try:
+            self._failed(lost, error)
+            await self.begin()
+        except CocoonError as final:
+            if not self._first_ns or (final is error and not isinstance(error, StreamBroken)):
+                raise
+            nobody = "" if final is error else f"; and nobody could go on: {final}"
+            raise StreamBroken(
+                f"provider {lost.offer.provider} was lost in the middle of the answer: {error}{nobody}",
+                advice="What came so far is not the whole answer. Ask again: another provider will be chosen.",
+            ) from error
 
     def cancel(self) -> None:
         """Stop at the provider, if it still runs. What it sent before that stays billed."""
@@ -241,13 +305,18 @@ class RunningReply:
         self._listed = listed
         self._running = running
         self._trust = level
+        self._began_ns = 0
+        self._attempt_tokens = (0, 0)
+        if not self._shown_ids:
+            self._output_tokens_max = limits[1]
         self._accepted_ns = self._client.clock.now()
         log.debug("request.accepted", extra={"provider": offer.provider, "offer": offer.digest.hex()})
 
     def _token_limits(self, offer: VerifiedOffer) -> tuple[int, int]:
+        shown = len(self._shown_ids)
         return token_limits(
-            prompt_tokens_bound=self._request.prompt_tokens_bound,
-            output_tokens_wanted=self._request.output_tokens_max,
+            prompt_tokens_bound=self._request.prompt_tokens_bound + shown,
+            output_tokens_wanted=max(1, self._output_tokens_max - shown) if shown else self._request.output_tokens_max,
             output_tokens_default=self._client.settings.output_tokens_default,
             context_tokens_max=offer.offer.context_tokens_max,
             output_tokens_offered=offer.offer.output_tokens_max,
@@ -286,31 +355,62 @@ class RunningReply:
         return link.open(
             offer=offer_facts(offer),
             endpoint=request.endpoint,
-            body=encode_body({**request.body, "max_tokens": output_tokens_max}),
+            body=encode_body(self._body(output_tokens_max)),
             cache_tag=self._client.entropy(CACHE_TAG_BYTES),
             input_tokens_max=input_tokens_max,
             output_tokens_max=output_tokens_max,
-            cost_max_nano=min(most_nano, request.spend_max_nano - self._paid_nano),
+            cost_max_nano=min(most_nano, request.spend_max_nano - self._spent_nano),
             wait_ms_max=int(self._client.settings.queue_wait_s * 1_000),
             attempt=attempt,
         )
+
+    def _body(self, output_tokens_max: int) -> dict[str, Any]:
+        """What is sealed: the request, and the beginning of the answer where there is one."""
+        body = {**self._request.body, "max_tokens": output_tokens_max}
+        if not self._shown_ids:
+            return body
+        seed = body.get("seed")
+        if isinstance(seed, int) and body.get("temperature") != 0:
+            body["seed"] = seed_at(seed, len(self._shown_ids))
+        return with_beginning(body, self._shown_ids, "".join(self._shown_text))
 
     async def _next(self) -> OutputReceived | RequestEnded:
         running = self._running
         assert running is not None
         settings = self._client.settings
+        is_streaming = self._began_ns != 0
         timeout_s = settings.stall_timeout_s
-        if not self._completion_tokens:
+        if not is_streaming:
             timeout_s = settings.first_token_timeout_s + settings.queue_wait_s
-        event: RequestEvent
-        with trio.move_on_after(timeout_s) as patience:
-            event = await running.next_event()
-        if patience.cancelled_caught:
-            running.cancel()
-            raise StreamBroken(f"the provider sent nothing for {timeout_s:.0f} s")
+        event: RequestEvent | None = running.event_nowait()
+        if event is None:
+            quiet_s = settings.quiet_s if is_streaming else min(timeout_s, settings.quiet_s * FIRST_TOKEN_PATIENCE)
+            event = await self._wait(running, timeout_s=timeout_s, quiet_s=quiet_s)
         if isinstance(event, RequestAccepted):
             raise StreamBroken("the provider accepted one request twice")
         return event
+
+    async def _wait(self, running: RunningRequest, *, timeout_s: float, quiet_s: float) -> RequestEvent:
+        """The next event. A provider that is silent is asked whether it lives; a slow engine may take its time."""
+        settings = self._client.settings
+        give_up = trio.current_time() + timeout_s
+        patience_s = quiet_s
+        while True:
+            event = await _event_within(running, min(patience_s, max(0.0, give_up - trio.current_time())))
+            if event is not None:
+                return event
+            if trio.current_time() >= give_up:
+                running.cancel()
+                raise StreamBroken(f"the provider sent nothing for {timeout_s:.0f} s")
+            asked_ns = running.probe()
+            event = await _event_within(running, settings.probe_timeout_s)
+            if event is not None:
+                return event
+            if running.heard_ns < asked_ns:
+                running.cancel()
+                silent_s = patience_s + settings.probe_timeout_s
+                raise StreamBroken(f"the provider has been silent for {silent_s:.1f} s and does not answer")
+            patience_s = PROBE_EVERY_S
 
     # --- endings -----------------------------------------------------------------------------------------
 
@@ -318,8 +418,8 @@ class RunningReply:
         now = self._client.clock.now()
         body = event.receipt.body
         self._summary = ReplySummary(
-            finish_reason=event.finish_reason,
-            usage=event.usage,
+            finish_reason=FinishReason.LENGTH if self._is_all_shown else event.finish_reason,
+            usage=self._usage(event.usage),
             receipt=ReceiptView(
                 verified=True,  # the machine lets no other receipt end a request
                 session=body.session,
@@ -331,22 +431,35 @@ class RunningReply:
                 signature=event.receipt.signature,
                 body=event.receipt.receipt,
             ),
-            cost_nano=self._paid_nano + (event.receipt.payable_nano if self._attempt is None else 0),
+            cost_nano=self._spent_nano + (event.receipt.payable_nano if self._attempt is None else 0),
         )
+        self._free_nano += event.receipt.payable_nano if self._attempt is None else 0
         tokens = event.usage.completion_tokens
-        decode_ns = now - self._first_ns
+        decode_ns = now - self._began_ns
         self._client.history.succeeded(
             self._current.reputation_key,
             model=self._request.model,
-            first_token_ms=((self._first_ns or now) - self._accepted_ns) / MILLISECOND_NS,
-            tokens_per_s=tokens * SECOND_NS / decode_ns if tokens >= SPEED_TOKENS_MIN and decode_ns > 0 else None,
+            first_token_ms=((self._began_ns or now) - self._accepted_ns) / MILLISECOND_NS,
+            tokens_per_s=tokens * SECOND_NS / decode_ns
+            if tokens >= SPEED_TOKENS_MIN and self._began_ns and decode_ns > 0
+            else None,
             now=now,
         )
+
+    def _usage(self, usage: Usage) -> Usage:
+        """Of the whole answer: the prompt once, and every token that was shown."""
+        if not self._resumes:
+            return usage
+        shown = self._output_tokens_max if self._is_all_shown else self._kept_tokens + usage.completion_tokens
+        return Usage(prompt_tokens=self._prompt_tokens, completion_tokens=shown)
 
     def _failed(self, listed: ListedOffer, error: CocoonError) -> None:
         """Note the failure. Raises `error` unless another provider may be tried."""
         now = self._client.clock.now()
         provider = listed.offer.provider
+        self._free_nano += self._unpaid_nano
+        self._attempt_tokens = (0, 0)
+        self._failed_since.add(provider)
         reason = error.reason if isinstance(error, Refused) else ""
         self._attempts.append(f"{provider}: {error}")
         log.info("request.attempt_failed", extra={"provider": provider, "error": error.code, "reason": reason})
@@ -361,14 +474,15 @@ class RunningReply:
         elif _is_providers_fault(error):
             self._client.history.failed(listed.reputation_key, now=now)
         self._excluded.add(provider)
-        is_shown = self._first_ns != 0
-        if is_shown and isinstance(error, StreamBroken):
-            raise StreamBroken(
-                f"provider {provider} was lost in the middle of the answer: {error}",
-                advice="What came so far is not the whole answer. Ask again: another provider will be chosen.",
-            ) from error
-        if is_shown or not _may_try_elsewhere(error) or len(self._excluded) >= self._client.settings.attempts_max:
+        may_go_on = _may_try_elsewhere(error) or (self._shown_ids and isinstance(error, InvalidRequest))
+        if not may_go_on or len(self._failed_since) >= self._client.settings.attempts_max:
             raise error
+        if self._first_ns and self._began_ns:
+            if self._request.features & _WITH_GRAMMAR or self._resumes >= self._client.settings.resumes_max:
+                raise error
+            self._resumes += 1
+            self._began_ns = 0
+            self._is_all_shown = len(self._shown_ids) >= self._output_tokens_max > 0
 
     def _reserve(self, offer: VerifiedOffer, refusal: PaymentRefused) -> None:
         """Sign the reservation that would let us in, as far as the user allows; it counts once it is on chain."""
@@ -402,6 +516,19 @@ def token_limits(
         room = max(context_tokens_max - prompt_tokens_bound, context_tokens_max // OUTPUT_SHARE, 1)
         output = min(output_tokens_default, most, room)
     return min(prompt_tokens_bound, context_tokens_max - output), output
+
+
+async def _event_within(running: RunningRequest, seconds: float) -> RequestEvent | None:
+    event: RequestEvent | None = None
+    with trio.move_on_after(seconds):
+        event = await running.next_event()
+    return event  # noqa: RET504 None when the time is over
+
+
+def seed_at(seed: int, position: int) -> int:
+    """The seed with which a sampled answer goes on after so many tokens. It is continuous, not the same."""
+    digest = hashlib.sha256(b"cocoon/seed/v1\0" + seed.to_bytes(9, "big", signed=True) + position.to_bytes(8, "big"))
+    return int.from_bytes(digest.digest()[:4], "big")
 
 
 def _is_providers_fault(error: CocoonError) -> bool:

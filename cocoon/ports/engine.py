@@ -32,6 +32,18 @@ class EngineLoad:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Continued:
+    """The beginning of an answer that another provider of the same model gave, to be continued (rule S9).
+
+    Both come from a stranger by way of the client. An engine takes the ids only as far as their own text goes, and
+    only if they are tokens of the model and none of them controls it.
+    """
+
+    token_ids: tuple[int, ...] = field(repr=False)
+    text: str = field(repr=False)  # what the user has seen of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
     """One generation, already normalised and bounded by `cocoon.serve.openai`.
 
@@ -43,6 +55,7 @@ class GenerationRequest:
     endpoint: str  # "chat.completions" or "completions"
     body: Mapping[str, Any] = field(repr=False)
     cache_tag: bytes = field(default=b"", repr=False)  # KV reuse only between requests with the same tag (S7)
+    continued: Continued | None = None  # part of the prompt, counted and billed as such
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +100,8 @@ class Engine(Protocol):
     async def count_prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens of the prompt under the model's own chat template.
 
-        Raises `InvalidRequest` when the template or tokenizer refuses it (unknown role, bad tool schema).
+        With `continued`, the ids that are kept of it count as well. Raises `InvalidRequest` when the template or
+        tokenizer refuses it (unknown role, bad tool schema), or the beginning is not one of this model's.
         """
         ...
 

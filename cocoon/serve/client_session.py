@@ -385,6 +385,15 @@ class ClientSession:
             out.append(Send(message=ping))
         return tuple(out)
 
+    @property
+    def heard_ns(self) -> int:
+        """When anything last came from the provider."""
+        return self._heartbeat.heard_ns
+
+    def probe(self, *, now: int) -> Effects:
+        """Ask whether the provider lives. At most once a second: it takes more for a flood."""
+        return () if self._is_closed else (Send(message=self._heartbeat.probe(now)),)
+
     # --- helpers -----------------------------------------------------------------------------------------
 
     def _say_hello(self, now: int) -> list[Effect]:

@@ -11,14 +11,14 @@ ignored. A field whose silent loss would change the answer is refused instead: f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
 
 from ..errors import InvalidRequest
-from ..ports.engine import GenerationRequest
+from ..ports.engine import Continued, GenerationRequest
 from ..wire import limits
 from . import openai_schemas as schemas
 from .openai_fields import INT_MAX, flag, integer, invalid, mapping, number, sequence, text
@@ -33,6 +33,8 @@ TOP_LOGPROBS_MAX: Final = 20
 LOGIT_BIASES_MAX: Final = 300
 MODEL_CHARS_MAX: Final = 256
 TOKEN_ID_MAX: Final = (1 << 32) - 1
+CONTINUE: Final = "cocoon_continue"
+"""The field of a sealed body that holds the beginning of an answer; a client writes it, no app can."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,10 +99,30 @@ def generation_request(endpoint: str, body: bytes, *, cache_scope: bytes) -> Gen
 
     `cache_scope` is that of `RequestOpened`. `model`, `n` and `stream` are dropped; `max_tokens` must be there.
     """
-    kept = _fields(endpoint, parse_body(body))
+    given = parse_body(body)
+    kept = _fields(endpoint, given)
     if "max_tokens" not in kept:
         raise invalid("max_tokens is missing", "max_tokens")
-    return GenerationRequest(endpoint=endpoint, body=kept, cache_tag=cache_scope)
+    continued = _continued(given[CONTINUE]) if given.get(CONTINUE) is not None else None
+    if continued is not None and ("tools" in kept or "response_format" in kept):
+        raise invalid("an answer with tools or a schema cannot be continued", CONTINUE, "unsupported_parameter")
+    return GenerationRequest(endpoint=endpoint, body=kept, cache_tag=cache_scope, continued=continued)
+
+
+def with_beginning(body: Mapping[str, Any], token_ids: Sequence[int], shown: str) -> dict[str, Any]:
+    """A normalised body that asks to go on after these tokens, of which the user has seen this text."""
+    return {**body, CONTINUE: {"token_ids": list(token_ids), "text": shown}}
+
+
+def _continued(value: object) -> Continued:
+    given = mapping(value, CONTINUE)
+    ids = sequence(given.get("token_ids"), f"{CONTINUE}.token_ids", items_max=limits.OUTPUT_TOKENS_MAX)
+    return Continued(
+        token_ids=tuple(
+            integer(one, f"{CONTINUE}.token_ids[{index}]", low=0, high=TOKEN_ID_MAX) for index, one in enumerate(ids)
+        ),
+        text=text(given.get("text"), f"{CONTINUE}.text", chars_max=schemas.TEXT_CHARS_MAX),
+    )
 
 
 def prompt_tokens_upper_bound(body: Mapping[str, Any]) -> int:

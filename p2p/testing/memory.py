@@ -28,6 +28,7 @@ from p2p.interface import NodeSettings, PeerId
 from p2p.testing.memory_node import MemoryConnection, MemoryNode
 from p2p.testing.pipes import Link
 
+FROZEN_S = 3_600.0
 _FIRST_PORT = 20_000
 
 
@@ -117,6 +118,14 @@ class MemoryNetwork:
     def crash(self, peer: PeerId) -> None:
         """As kill -9: the node is gone for the others; its own tasks get NodeClosed and StreamReset."""
         self._remove(self.nodes[peer])
+
+    def freeze(self, peer: PeerId) -> None:
+        """As SIGSTOP: its connections stay, and what is sent from now on arrives in an hour. `crash` ends it."""
+        for connection in self.nodes[peer].live_connections():
+            connection.link.change_delay_s(FROZEN_S)
+        for other in self.nodes:
+            if other != peer:
+                self._pair_delay_s[frozenset((peer, other))] = FROZEN_S
 
     # --- for the nodes -----------------------------------------------------------------------------------
 

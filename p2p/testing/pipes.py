@@ -132,6 +132,10 @@ class Link:
     def delay_s(self) -> float:
         return self._delay_s
 
+    def change_delay_s(self, delay_s: float) -> None:
+        """For what is written from now on."""
+        self._delay_s = delay_s
+
     def wrote(self, size: int) -> None:
         self.bytes_written += size
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 import trio
@@ -65,7 +66,8 @@ async def receive_until_broken(
     error: type[Exception] | tuple[type[Exception], ...] = StreamBroken,
     on_token: Callable[[int], None] = lambda came: None,
 ) -> tuple[int, Reply, CocoonError]:
-    """Tokens that came, the reply, and what ended it; an error of another kind passes."""
+    """Tokens that came, the reply, and what ended it; an error of another kind passes. Nobody goes on elsewhere."""
+    client.settings = replace(client.settings, resumes_max=0)
     came = 0
     reply = None
     try:

@@ -82,6 +82,10 @@ class Backend(Protocol):
         """Token ids of a rendered prompt, control tokens included. From any thread, one at a time."""
         ...
 
+    def word(self, token_id: int) -> bytes | None:
+        """The bytes of a token that is part of texts; None for control tokens and for ids that are no token."""
+        ...
+
     def start(self, key: int, prompt: Sequence[int], wanted: Asked, tag: bytes) -> None:
         """Begin a job named `key`. KV of other tags must not be used for it. Raises `ValueError`."""
         ...
@@ -213,6 +217,9 @@ class ExllamaEngine:
 
     async def _prompt(self, request: GenerationRequest) -> list[int]:
         self._check_open()
+        return await self._own_prompt(request) + fields.kept_beginning(request.continued, self._backend.word)
+
+    async def _own_prompt(self, request: GenerationRequest) -> list[int]:
         if request.endpoint == "chat.completions":
             body = fields.chat_body(request)
             if "tools" in body and self._form is None:

@@ -20,7 +20,7 @@ from ...errors import ConfigError
 from ...types import Feature
 from . import exllama_pages
 from .exllama import ExllamaEngine, Step
-from .exllama_v3 import Progress, context_of, load_library, loading_failed, steps_of
+from .exllama_v3 import Progress, context_of, load_library, loading_failed, steps_of, word_of
 from .fields import Asked
 from .hf_folder import HfFolder, read_folder
 
@@ -115,6 +115,9 @@ class _V2:
     def encode(self, text: str) -> list[int]:
         ids = self._tokenizer.encode(text, add_bos=False, encode_special_tokens=True)
         return [int(one) for one in ids.flatten().tolist()]
+
+    def word(self, token_id: int) -> bytes | None:
+        return word_of(self._tokenizer, self._pieces, token_id)
 
     def start(self, key: int, prompt: Sequence[int], wanted: Asked, tag: bytes) -> None:
         if not self._paged and (not tag or tag != self._tag):

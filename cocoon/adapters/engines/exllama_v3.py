@@ -133,6 +133,9 @@ class _V3:
         ids = self._tokenizer.encode(text, add_bos=False, encode_special_tokens=True)
         return [int(one) for one in ids.flatten().tolist()]
 
+    def word(self, token_id: int) -> bytes | None:
+        return word_of(self._tokenizer, self._pieces, token_id)
+
     def start(self, key: int, prompt: Sequence[int], wanted: Asked, tag: bytes) -> None:
         library = self._library
         filters = []
@@ -237,6 +240,15 @@ def _logprobs(ids: list[int], one: dict[str, Any], pieces: list[str]) -> tuple[L
         Logprob(token_id=token, token=_bytes(pieces, token), logprob=_nats(share), top=top)
         for token, share, top in zip(ids, own, tops, strict=True)
     )
+
+
+def word_of(tokenizer: Any, pieces: list[str], token_id: int) -> bytes | None:
+    """See `Backend.word`. A token that is a part of a character has no bytes of its own here, and ends a beginning."""
+    special = getattr(tokenizer, "extended_id_to_piece", {})
+    plain = getattr(tokenizer, "unspecial_id_to_piece", {})
+    if token_id >= len(pieces) or (token_id in special and token_id not in plain):
+        return None
+    return pieces[token_id].encode()
 
 
 def _numbers(tensor: Any) -> list[int]:

@@ -5,18 +5,19 @@ What differs between engines (names of sampling fields, ranges of seeds) is in t
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ...errors import InvalidRequest
-from ...ports.engine import GenerationRequest
+from ...ports.engine import Continued, GenerationRequest
 from . import grammar, tool_calls
 from .tool_calls import ToolFormat
 
 TEMPERATURE: Final = 1.0  # OpenAI's defaults, not the engines'
 TOP_P: Final = 1.0
 TOP_LOGPROBS_MAX: Final = 20
+_BEGINNING: Final = "cocoon_continue"
 
 
 def chat_body(request: GenerationRequest) -> dict[str, Any]:
@@ -95,6 +96,32 @@ def schema_of(body: Mapping[str, Any]) -> Mapping[str, Any] | None:
         return grammar.ANY_OBJECT
     schema: Mapping[str, Any] = wanted["json_schema"]["schema"]
     return schema or grammar.ANY_OBJECT
+
+
+def kept_beginning(continued: Continued | None, pieces: Callable[[int], bytes | None]) -> list[int]:
+    """The ids of a beginning that go on, as part of the prompt (rule S9).
+
+    `pieces` gives the bytes of a token, and None for ids that are no token or control the model. Ids are kept as far as
+    the shown text goes: what is behind it was held back or cut a character, and is made again. Raises `InvalidRequest`
+    when the ids and the text do not belong together.
+    """
+    if continued is None:
+        return []
+    shown = continued.text.encode()
+    size, kept = 0, 0
+    for number, token_id in enumerate(continued.token_ids):
+        piece = pieces(token_id)
+        if piece is None:
+            raise InvalidRequest("the beginning holds an id that is no word of this model", param=_BEGINNING)
+        if size >= len(shown) and piece:
+            break  # not shown yet
+        if not shown.startswith(piece, size):
+            break  # a part of it was shown, or none: told apart below
+        size += len(piece)
+        kept = number + 1
+    if size != len(shown):
+        raise InvalidRequest("the beginning's text is not that of its tokens", param=_BEGINNING)
+    return list(continued.token_ids[:kept])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ from ...ports.engine import EngineEvent, EngineInfo, EngineLoad, Finished, Gener
 from ...types import Feature, FinishReason
 from ..gguf import ModelHead, read_head
 from . import llamacpp_server, tool_calls
-from .fields import chat_body
+from .fields import chat_body, kept_beginning
 from .llamacpp_request import Plan, plan
 from .llamacpp_server import Server, ServerOptions
 from .llamacpp_stream import MissingTokens, Translator
@@ -242,6 +242,9 @@ class LlamaCppEngine:
     async def _prompt(self, request: GenerationRequest) -> list[int]:
         if self._closing:
             raise EngineError("the engine is closed")
+        return await self._own_prompt(request) + kept_beginning(request.continued, self._head.vocabulary.word)
+
+    async def _own_prompt(self, request: GenerationRequest) -> list[int]:
         if request.endpoint == "chat.completions":
             body = chat_body(request)
             if "tools" in body and self._form is None:

@@ -20,6 +20,7 @@ import trio
 from ...errors import EngineError, InvalidRequest
 from ...ports.engine import Delta, EngineEvent, EngineInfo, EngineLoad, Finished, GenerationRequest, Logprob
 from ...types import Feature, FinishReason, Usage
+from .fields import kept_beginning
 
 NAME: Final = "paced test engine"
 VERSION: Final = "1"
@@ -102,13 +103,16 @@ class PacedEngine:
             raise InvalidRequest("the test engine writes no JSON", param="response_format")
         if self._queued >= QUEUED_MAX:
             raise EngineError(f"{QUEUED_MAX} requests are waiting already", retryable=True)
-        stream = _Stream(self, request.body, prompt_tokens)
+        stream = _Stream(self, request.body, prompt_tokens, begun=len(_kept(request)))
         try:
             yield stream
         finally:
             stream.leave()
 
     def _prompt_tokens(self, request: GenerationRequest) -> int:
+        return self._own_prompt_tokens(request) + len(_kept(request))
+
+    def _own_prompt_tokens(self, request: GenerationRequest) -> int:
         if request.endpoint != "chat.completions":
             prompt = request.body.get("prompt")
             if not isinstance(prompt, str) or not prompt:
@@ -129,12 +133,13 @@ class PacedEngine:
 class _Stream:
     """One answer. It takes its slot when it is first read, and gives it back at its end or when it is left."""
 
-    def __init__(self, engine: PacedEngine, body: Mapping[str, Any], prompt_tokens: int) -> None:
+    def __init__(self, engine: PacedEngine, body: Mapping[str, Any], prompt_tokens: int, *, begun: int) -> None:
         self._engine = engine
         self._prompt_tokens = prompt_tokens
         room = engine._info.context_tokens_max - prompt_tokens
         self._limit = min(body["max_tokens"], room)
-        self._natural = engine._answer_tokens
+        self._natural = max(1, engine._answer_tokens - begun)
+        self._begun = begun  # tokens that another engine made
         self._stops = tuple(body.get("stop") or ())
         self._logprobs = bool(body.get("logprobs"))
         subject = repr((body.get("messages"), body.get("prompt"), body.get("seed"))).encode()
@@ -192,6 +197,7 @@ class _Stream:
 
     def _token(self, index: int) -> int:
         """The same for the same prompt, seed and place."""
+        index += self._begun
         digest = hashlib.blake2b(self._seed + (index // 32).to_bytes(4, "big"), digest_size=32).digest()
         return digest[index % 32] * len(_WORDS) // 256
 
@@ -225,6 +231,10 @@ class _Stream:
             self._holds = False
             self._engine._running -= 1
             self._engine._free.release()
+
+
+def _kept(request: GenerationRequest) -> list[int]:
+    return kept_beginning(request.continued, lambda one: _piece(one).encode() if one < len(_WORDS) else None)
 
 
 def _tokens(text: str) -> int:

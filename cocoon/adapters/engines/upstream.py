@@ -214,6 +214,8 @@ class UpstreamEngine:
         self._client = client
         self._template = ChatTemplate(folder)
         self._tokenizer = tokenizer
+        added = tokenizer.get_added_tokens_decoder()
+        self._control = frozenset(number for number, token in added.items() if token.special)
         self._model = model
         self._gives_ids = False
         self._constrains = False
@@ -359,6 +361,15 @@ class UpstreamEngine:
         return body
 
     def _prompt(self, request: GenerationRequest) -> list[int]:
+        return self._own_prompt(request) + fields.kept_beginning(request.continued, self._word)
+
+    def _word(self, token_id: int) -> bytes | None:
+        if token_id >= int(self._tokenizer.get_vocab_size()) or token_id in self._control:
+            return None
+        text: str = self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return text.encode()
+
+    def _own_prompt(self, request: GenerationRequest) -> list[int]:
         if request.endpoint == "chat.completions":
             if request.body.get("tools") and request.body.get("tool_choice", "auto") != "none":
                 raise InvalidRequest("this engine calls no tools", param="tools", kind="unsupported_parameter")
