@@ -49,6 +49,24 @@ class Rates:
     loss: float = 0.3
 
 
+SLOW: Final = Rates(
+    crash_per_s=1 / 1_000,
+    crash_for_s=300.0,
+    partition_per_s=1 / 3_000,
+    partition_for_s=500.0,
+    clock_per_s=1 / 3_000,
+    clock_jump_s=500.0,
+    disk_per_s=1 / 2_000,
+    disk_for_s=100.0,
+    chain_per_s=1 / 4_000,
+    chain_for_s=2_500.0,
+    reorg_per_s=1 / 2_000,
+    loss_per_s=1 / 2_000,
+    loss_for_s=60.0,
+)
+"""For stories of hours: everything comes seldom and lasts."""
+
+
 class Faults:
     """See the file's head. `market` may be None: then nodes crash, split, and lose their clocks."""
 

@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sim.chaos.faults import Rates
+from sim.chaos.faults import SLOW, Rates
 from sim.chaos.story import Told, tell
 from sim.rng import stream
 
 LYING_EVERY: Final = 4  # every fourth story has disks that lose the last write although they acknowledged it
 LYING_SHARE: Final = 0.5
+SLOW_EVERY: Final = 6  # every sixth story takes hours of virtual time
 FAILURES_MAX: Final = 5  # then it is enough
 
 
@@ -68,14 +69,20 @@ def rates_for(seed: int) -> Rates:
     """What strikes in this story: storms of different strength, and each kind of fault left out of some."""
     rng = stream(seed, "rates")
     strength = rng.choice((0.5, 1.0, 1.0, 2.0, 4.0))
+    usual = SLOW if is_slow(seed) else Rates()
     changes: dict[str, Any] = {}
     for name in ("crash", "partition", "clock", "disk", "chain", "reorg", "loss"):
-        usual = getattr(Rates(), f"{name}_per_s")
-        changes[f"{name}_per_s"] = usual * strength * rng.choice((0.0, 1.0, 1.0, 1.0))
-    changes["trap_share"] = Rates().trap_share * rng.choice((0.0, 1.0, 5.0))
+        per_s = getattr(usual, f"{name}_per_s")
+        changes[f"{name}_per_s"] = per_s * strength * rng.choice((0.0, 1.0, 1.0, 1.0))
+    changes["trap_share"] = usual.trap_share * rng.choice((0.0, 1.0, 5.0))
     if seed % LYING_EVERY == 0:
         changes["lying_share"] = LYING_SHARE
-    return replace(Rates(), **changes)
+    return replace(usual, **changes)
+
+
+def is_slow(seed: int) -> bool:
+    """Whether this story takes hours."""
+    return seed % SLOW_EVERY == SLOW_EVERY - 1
 
 
 def run_stories(
@@ -86,7 +93,7 @@ def run_stories(
     ends = time.monotonic() + seconds
     while found.stories < stories_max and len(found.failures) < FAILURES_MAX:
         seed = first_seed + found.stories
-        told = tell(seed, rates_for(seed))
+        told = tell(seed, rates_for(seed), is_slow=is_slow(seed))
         found.add(told)
         if told.violations:
             say(report(told))
@@ -139,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--log", action="store_true", help="say what was done to it")
     options = parser.parse_args(argv)
     if options.only:
-        told = tell(options.seed, rates_for(options.seed))
+        told = tell(options.seed, rates_for(options.seed), is_slow=is_slow(options.seed))
         if options.log:
             print("\n".join(told.log))
         print(report(told) if told.violations else f"seed {told.seed}: every law held ({told.requests} requests)")

@@ -39,6 +39,8 @@ from sim.scenario import (
 
 STORM_S: Final = (60, 150)  # how long faults come
 CALM_S: Final = 150  # then nothing more happens, and everybody recovers
+SLOW_STORM_S: Final = (4 * 3_600, 10 * 3_600)  # of a slow story: keys, offers and proofs grow old
+SLOW_CALM_S: Final = 2_400
 LAST_S: Final = 75  # for the last orders
 SETTLE_S: Final = 60  # for the last claims
 FEE_NANO: Final = 1_000  # so that claims are worth making
@@ -82,20 +84,22 @@ class Story:
 
     seed: int
     rates: Rates = field(default_factory=Rates)
+    is_slow: bool = False  # hours, with a request every few minutes, and without routers: their heartbeats cost most
 
     def scenario(self, rng: Stream) -> Scenario:
         """How many there are, and what they are like."""
         providers, clients, others = rng.between(2, 3), rng.between(2, 4), rng.between(1, 3)
+        overlay = () if self.is_slow else ("gossip",)
         return Scenario(
             name=f"chaos-{self.seed}",
             run=RunSpec(until_s=1_000.0),
             nodes={
-                "plain": NodeGroup(count=others, roles=("gossip",)),
-                "provider": NodeGroup(count=providers, roles=("gossip", "provider")),
-                "client": NodeGroup(count=clients, roles=("gossip", "client")),
+                "plain": NodeGroup(count=0 if self.is_slow else others, roles=("gossip",)),
+                "provider": NodeGroup(count=providers, roles=(*overlay, "provider")),
+                "client": NodeGroup(count=clients, roles=(*overlay, "client")),
             },
             net=NetSpec(latency_ms=(5.0, 80.0), loss=rng.choice((0.0, 0.0, 0.01))),
-            gossip=GossipSpec(publishers=0, dials=3),
+            gossip=None if self.is_slow else GossipSpec(publishers=0, dials=3),
             market=MarketSpec(
                 models=(ModelSpec(prompt_tokens=40, output_tokens=120, output_sigma=0.8),),
                 providers={"provider": ProviderAgent(slots=(2, 4), tokens_per_s=(60, 150))},
@@ -147,14 +151,14 @@ class Story:
         kernel = world.kernel
         run = _Runner(kernel, laws)
         run.for_s(5)
-        storm_s = rng.between(*STORM_S)
+        storm_s = rng.between(*(SLOW_STORM_S if self.is_slow else STORM_S))
         storm_ends_ns = kernel.now + storm_s * SECOND_NS
         faults.begin(storm_ends_ns)
         for client in market.clients:
             self._want(market, laws, client, stream(self.seed, "wants", client.number), storm_ends_ns)
         run.for_s(storm_s)
         faults.heal()
-        run.for_s(CALM_S)
+        run.for_s(SLOW_CALM_S if self.is_slow else CALM_S)
         laws.check_offers()
         last: list[Purchase] = []
         market.on_done.append(lambda purchase: last.append(purchase) if purchase.order.only >= 0 else None)
@@ -174,7 +178,7 @@ class Story:
         laws.check_money()
 
     def _want(self, market: Market, laws: Laws, client: Any, rng: Stream, until_ns: int) -> None:
-        wait_ns = int(rng.exponential(4.0) * SECOND_NS)
+        wait_ns = int(rng.exponential(400.0 if self.is_slow else 4.0) * SECOND_NS)
         if market.env.now + wait_ns < until_ns:
             market.env.kernel.after(wait_ns, self._wants, market, laws, client, rng, until_ns)
 
@@ -212,7 +216,7 @@ class _Runner:
         until = kernel.now + int(seconds * SECOND_NS)
         while kernel.now < until:
             before = kernel.events
-            slice_end = min(until, kernel.now + int(LOOK_S * SECOND_NS))
+            slice_end = min(until, kernel.now + int((LOOK_S if seconds < SLOW_CALM_S else 10 * LOOK_S) * SECOND_NS))
             guard = _Guard()
             kernel.run(slice_end, on_progress=lambda now, guard=guard: _watch(guard, now))
             if kernel.events - before > EVENTS_MAX // 10 or kernel.events > EVENTS_MAX:
@@ -227,6 +231,6 @@ def _watch(guard: _Guard, now: int) -> None:
     guard.at = now
 
 
-def tell(seed: int, rates: Rates | None = None) -> Told:
+def tell(seed: int, rates: Rates | None = None, *, is_slow: bool = False) -> Told:
     """One story."""
-    return Story(seed, rates or Rates()).tell()
+    return Story(seed, rates or Rates(), is_slow).tell()
