@@ -162,7 +162,7 @@ def next_of(path: Int64, count: int, k: int) -> int:
     return -1
 
 
-@njit
+@kernel
 def true_closest(ids: Ids, index: Int32, shift: int, alive: NDArray[np.uint8], target: np.uint64, asker: int) -> int:
     """The node nearest to the target of all that are up, but the asker: by ever shorter prefixes."""
     for bits in range(_BITS - 1, -1, -1):
@@ -334,3 +334,8 @@ class LookupModel:
 
 def run_lookups(nodes: int, count: int, *, seed: int, k: int = 20, alpha: int = 3, paths: int = 2) -> Lookups:
     return LookupModel(nodes, seed=seed).look_up(count, k=k, alpha=alpha, paths=paths)
+
+
+def true_closest_of(model: LookupModel, target: int, asker: int) -> int:
+    """The number of the node that is up and nearest to the target, but the asker; −1: none."""
+    return int(true_closest(model.ids, model._index, model._shift, model.alive, np.uint64(target), asker))

@@ -81,7 +81,7 @@ def publish(model: Model, node: int, number: int, size: int, now: int) -> None:
     model.seen[node, slot] = now
     first = int(nodes[node, state.START])
     count = nodes[node, state.COUNT] if core[state.FLOOD_PUBLISH] else nodes[node, state.MESH]
-    if core[state.HAS_BANDWIDTH]:
+    if core[state.HAS_BANDWIDTH] and core[state.FLOOD_PUBLISH]:
         order_by_hello(model, first, count)
         for index in range(count):
             send_message(model, node, model.scratch[state.PICKS, index], state.MESSAGE, slot, now)

@@ -15,12 +15,15 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / FILE
         self._lines: dict[tuple[str, int], dict[str, Any]] = {}
+        self._is_cut = False  # a run was killed while it wrote its last line
         if self._path.exists():
-            for line in self._path.read_text(encoding="utf-8").splitlines():
+            text = self._path.read_text(encoding="utf-8")
+            self._is_cut = bool(text) and not text.endswith("\n")
+            for line in text.splitlines():
                 try:
                     entry = json.loads(line)
                 except ValueError:
-                    continue  # the last line of a run that was killed while it wrote
+                    continue
                 self._lines[entry["cell"], entry["seed"]] = entry
 
     def has(self, cell: str, seed: int) -> bool:
@@ -30,7 +33,8 @@ class Store:
         entry = {"cell": cell} | entry
         self._lines[cell, entry["seed"]] = entry
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.write("\n" * self._is_cut + json.dumps(entry) + "\n")
+        self._is_cut = False
 
     def of(self, cell: str) -> Sequence[dict[str, Any]]:
         """In the order of seeds."""
