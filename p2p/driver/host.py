@@ -31,7 +31,7 @@ from p2p.addresses import DialPolicy, parse_address
 from p2p.counters import Counters
 from p2p.driver.negotiate import answer, propose
 from p2p.driver.quic import QuicTransport
-from p2p.driver.quic_machine import QuicSettings
+from p2p.driver.quic_state import QuicSettings
 from p2p.driver.relayed import RelayTransport
 from p2p.driver.swarm import CocoonSwarm
 from p2p.driver.transport import NoiseYamuxTcp, yamux_settings

@@ -32,7 +32,9 @@ from p2p.driver.quic_listener import (
     quic_endpoint,
     udp_socket,
 )
-from p2p.driver.quic_machine import DEFAULT_SETTINGS, Address, QuicMachine, QuicSettings, configuration
+from p2p.driver.quic_machine import Address, QuicMachine
+from p2p.driver.quic_state import DEFAULT_SETTINGS, QuicSettings
+from p2p.driver.quic_tamed import configuration
 from p2p.driver.transport import UPGRADE_TIMEOUT_S, peer_of
 from p2p.errors import P2PError
 from p2p.noise import AnotherPeer

@@ -33,7 +33,9 @@ from libp2p.transport.exceptions import OpenConnectionError
 from multiaddr import Multiaddr
 
 from p2p.driver.quic_link import QuicLink, quic_multiaddr
-from p2p.driver.quic_machine import CONNECTION_ID_BYTES, Address, IdIssued, IdRetired, QuicMachine
+from p2p.driver.quic_machine import Address, QuicMachine
+from p2p.driver.quic_state import IdIssued, IdRetired
+from p2p.driver.quic_tamed import CONNECTION_ID_BYTES
 from p2p.errors import P2PError
 
 log = logging.getLogger("p2p")

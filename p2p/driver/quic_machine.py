@@ -1,196 +1,52 @@
-"""aioquic's sans-IO connection, made fit for strangers: flow control by what the program has read, bounds, quiet.
+"""A QUIC connection as a machine: streams as our program sees them, credit by what it has read, bounds for all of it.
 
     machine = QuicMachine(…)                        # ours to dial, or for an Initial that a listener admitted
     machine.receive_datagram(data, address, now)    # then take_events(), datagrams_to_send(now), get_timer()
 
-What the library (1.7.2, pinned) does otherwise, and a test here notices when it changes:
-- it raises its windows as data arrives, so nothing ever holds a sender back: here credit follows reading;
-- it gathers handshake messages of up to 16 MiB, copying all of it for each packet: here 16 KiB are taken;
-- a server asks for no certificate of the client except "for test purposes";
-- it logs what peers do as warnings: here nothing is logged.
-
 After `failure` is set, or `is_over`, send what is left and forget the connection. Anything that the library raises is
-the peer's doing, or a bug in it, and ends this one connection: `Failure`. Not here: sockets, clocks, waiting tasks.
+the peer's doing, or a bug in it, and ends this one connection. Not here: what of the library is other than it was
+(`quic_tamed.py`), sockets, clocks, waiting tasks.
 """
 
 from __future__ import annotations
 
 import datetime
-import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from aioquic import tls
-from aioquic.buffer import Buffer  # type: ignore[attr-defined]  # not named in its __all__
 from aioquic.quic import events
 from aioquic.quic.configuration import QuicConfiguration
-from aioquic.quic.connection import (
-    CONNECTION_LIMIT_FRAME_CAPACITY,
-    END_STATES,
-    EPOCHS,
-    MAX_STREAM_DATA_FRAME_CAPACITY,
-    NetworkAddress,
-    QuicConnection,
-    QuicConnectionError,
-    QuicConnectionState,
-    QuicReceiveContext,
-)
-from aioquic.quic.packet import QuicErrorCode, QuicFrameType, QuicProtocolVersion
-from aioquic.quic.packet_builder import QuicPacketBuilder
-from aioquic.quic.recovery import QuicPacketSpace
-from aioquic.quic.stream import QuicStream
+from aioquic.quic.connection import END_STATES, NetworkAddress, QuicConnectionState
+from aioquic.quic.packet import QuicErrorCode, QuicFrameType
 
 from p2p.driver.quic_certificate import CertificateRefused, verify_certificate
+from p2p.driver.quic_state import (
+    DEFAULT_SETTINGS,
+    IdIssued,
+    IdRetired,
+    Opened,
+    Pong,
+    QuicEvent,
+    QuicFailed,
+    QuicSettings,
+    StreamArrived,
+    StreamChanged,
+    StreamState,
+)
+from p2p.driver.quic_tamed import STREAMS_MAX, TamedConnection
 from p2p.errors import P2PError, StreamLimitReached
-from p2p.interface import KIB, MIB
+from p2p.interface import KIB
 from p2p.noise import AnotherPeer
 
-ALPN = "libp2p"
-DATAGRAM_BYTES_MAX = 1232  # fits the smallest IPv6 packet: there is no path MTU discovery here
-CONNECTION_ID_BYTES = 8
-CRYPTO_BYTES_MAX = 16 * KIB  # of handshake messages in each direction and epoch: a certificate has 400 bytes
-STREAMS_MAX = 256  # open at one time, each way: as in yamux
-STREAMS_SLACK = 32  # the peer's that have ended for us, and wait for the last acknowledgement
 SEND_BUFFER_BYTES_MAX = 256 * KIB  # of one stream: written, and not acknowledged yet
 RELEASED_BYTES_MAX = 64 * KIB  # what may still come to a stream that nobody reads before the peer is told to stop
 PINGS_MAX = 16  # questions of ours on their way: a deaf peer gets no more
-IDLE_TIMEOUT_S = 30.0  # the peer's applies when it is shorter
 HALF_CLOSED_IDLE_S = 300.0  # silence of the peer after we closed our side
 
 Address = NetworkAddress
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QuicSettings:
-    """Bounds of one connection."""
-
-    window_bytes: int = 256 * KIB  # what a peer may have in flight unread on one stream
-    receive_total_bytes_max: int = 16 * MIB  # the same for all streams together; near it the fullest is reset
-
-
-DEFAULT_SETTINGS = QuicSettings()
-
-
-class QuicFailed(P2PError):
-    """The connection broke: the peer left, kept silent, or broke the protocol."""
-
-
-class StreamState:
-    """One stream as the machine sees it. `owner` is the driver's."""
-
-    __slots__ = (
-        "consumed",
-        "discarded",
-        "id",
-        "is_blocked",
-        "is_done_here",
-        "is_ended",
-        "is_inbound",
-        "is_read_over",
-        "is_released",
-        "is_reset",
-        "is_stopped",
-        "is_write_closed",
-        "owner",
-        "received",
-        "silent_since",
-        "unread",
-    )
-
-    def __init__(self, stream_id: int, *, is_inbound: bool) -> None:
-        self.id = stream_id
-        self.is_inbound = is_inbound
-        self.unread = bytearray()  # at most the window
-        self.received = 0  # bytes in order, ever
-        self.consumed = 0  # of them read by the program
-        self.discarded = 0  # dropped since is_released
-        self.is_ended = False  # the peer's FIN has been reached
-        self.is_reset = False  # by either side: nothing more to read or write
-        self.is_stopped = False  # the peer reads no more
-        self.is_write_closed = False
-        self.is_released = False
-        self.is_blocked = False  # a writer waits for room
-        self.is_read_over = False  # the peer's side has ended: no further data can come
-        self.is_done_here = False  # both sides have ended as far as our program is concerned
-        self.silent_since: float | None = None  # when the peer was last heard, once we closed our side
-        self.owner: object = None
-
-    def __repr__(self) -> str:
-        return f"<StreamState {self.id} {'inbound' if self.is_inbound else 'outbound'}>"
-
-
-@dataclass(frozen=True, slots=True)
-class StreamArrived:
-    stream: StreamState
-
-
-@dataclass(frozen=True, slots=True)
-class StreamChanged:
-    """Something to read, an end or a break."""
-
-    stream: StreamState
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The handshake is complete, and the peer has proved who it is."""
-
-
-@dataclass(frozen=True, slots=True)
-class Pong:
-    pass
-
-
-@dataclass(frozen=True, slots=True)
-class IdIssued:
-    connection_id: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class IdRetired:
-    connection_id: bytes
-
-
-QuicEvent = StreamArrived | StreamChanged | Opened | Pong | IdIssued | IdRetired
-
-
-class _Quiet:
-    """In place of the library's logger: what peers do is nobody's warning, and asking costs time."""
-
-    def debug(self, *_: object) -> None: ...
-    def info(self, *_: object) -> None: ...
-    def warning(self, *_: object) -> None: ...
-    def error(self, *_: object) -> None: ...
-
-
-_QUIET: Any = _Quiet()
-_TICKET_BYTES = 512  # for session tickets, of which we make none
-_CRYPTO_OUT_BYTES = {tls.Epoch.INITIAL: 2 * KIB, tls.Epoch.HANDSHAKE: 8 * KIB, tls.Epoch.ONE_RTT: _TICKET_BYTES}
-_EPOCHS = {epochs: epochs for epochs in map(EPOCHS, ("IH01", "IH1", "01", "1"))}  # one of each kind for all
-
-
-def configuration(*, is_client: bool, certificate: Any, private_key: Any) -> QuicConfiguration:
-    """Shared by all connections of a node that it dialled, or that it accepted."""
-    return QuicConfiguration(
-        is_client=is_client,
-        alpn_protocols=[ALPN],
-        certificate=certificate,
-        private_key=private_key,
-        connection_id_length=CONNECTION_ID_BYTES,
-        idle_timeout=IDLE_TIMEOUT_S,
-        max_datagram_size=DATAGRAM_BYTES_MAX,
-        supported_versions=[QuicProtocolVersion.VERSION_1],
-        verify_mode=ssl.CERT_NONE,  # by `verify_certificate`, once the handshake has proved the key
-        cipher_suites=[
-            tls.CipherSuite.AES_128_GCM_SHA256,
-            tls.CipherSuite.AES_256_GCM_SHA384,
-            tls.CipherSuite.CHACHA20_POLY1305_SHA256,
-        ],
-    )
-
-
-class QuicMachine(QuicConnection):
+class QuicMachine(TamedConnection):
     def __init__(
         self,
         configuration: QuicConfiguration,
@@ -203,7 +59,8 @@ class QuicMachine(QuicConnection):
     ) -> None:
         """`expected_peer`: whom we dialled; anyone else is refused."""
         super().__init__(
-            configuration=configuration,
+            configuration,
+            settings=settings,
             original_destination_connection_id=original_destination_connection_id,
             retry_source_connection_id=retry_source_connection_id,
         )
@@ -219,20 +76,6 @@ class QuicMachine(QuicConnection):
         self._consumed_total = 0
         self._is_dirty = True
         self._next_ping = 0
-        self._logger = _QUIET
-        self._loss._logger = _QUIET
-        handlers = self._QuicConnection__frame_handlers  # type: ignore[attr-defined]  # 7 KiB of equal sets otherwise
-        for kind, (handler, epochs) in handlers.items():
-            handlers[kind] = (handler, _EPOCHS.get(epochs, epochs))
-        self._local_max_stream_data_bidi_local = settings.window_bytes
-        self._local_max_stream_data_bidi_remote = settings.window_bytes
-        self._local_max_stream_data_uni = 0
-        for limit, value in (
-            (self._local_max_data, settings.receive_total_bytes_max),
-            (self._local_max_streams_bidi, STREAMS_MAX + STREAMS_SLACK),
-            (self._local_max_streams_uni, 0),  # libp2p has none
-        ):
-            limit.value = limit.sent = value
         # Shedding begins early enough that a peer is never held back by what was shed and not told yet.
         reserve = min(settings.window_bytes, settings.receive_total_bytes_max // 2)
         self._shed_bytes = settings.receive_total_bytes_max - reserve
@@ -423,6 +266,13 @@ class QuicMachine(QuicConnection):
     def take_events(self, *, now: float) -> list[QuicEvent]:
         """What has happened since the last call, in order."""
         found: list[QuicEvent] = []
+        try:
+            self._take_all(found, now)
+        except Exception as error:  # as above; and a listener's other peers must not pay for a bug of ours
+            self._upset(error)
+        return found
+
+    def _take_all(self, found: list[QuicEvent], now: float) -> None:
         while self.failure is None and (event := self.next_event()) is not None:
             if isinstance(event, events.StreamDataReceived):
                 self._take_data(event, found, now)
@@ -442,7 +292,6 @@ class QuicMachine(QuicConnection):
             worst = max(self._table.values(), key=lambda stream: len(stream.unread))
             self.reset(worst)
             found.append(StreamChanged(worst))
-        return found
 
     def datagrams_to_send(self, now: float) -> list[tuple[bytes, Address]]:
         if self._is_dirty and self._handshake_complete:
@@ -484,13 +333,6 @@ class QuicMachine(QuicConnection):
         self.remote_peer = peer
         self._forget_handshake()
         found.append(Opened())
-
-    def _forget_handshake(self) -> None:
-        """What nobody needs any more: a third of the memory of a connection."""
-        context: Any = self.tls
-        context._peer_certificate = context.key_schedule = context._x25519_private_key = None
-        context._ec_private_keys = context.handshake_extensions = context.received_extensions = ()
-        self._crypto_buffers = {tls.Epoch.ONE_RTT: Buffer(capacity=_TICKET_BYTES)}
 
     def _room(self, stream: StreamState) -> int:
         quic = self._streams.get(stream.id)
@@ -586,60 +428,3 @@ class QuicMachine(QuicConnection):
         if allowed - limit.value >= self._credit_bytes:
             limit.value = allowed
             self._is_dirty = True
-
-    # --- overrides of the library's private parts ------------------------------------------------------------
-
-    def _initialize(self, peer_cid: bytes) -> None:
-        super()._initialize(peer_cid)
-        self._crypto_buffers = {epoch: Buffer(capacity=size) for epoch, size in _CRYPTO_OUT_BYTES.items()}
-        self.tls._request_client_certificate = not self._is_client
-        self.tls._supported_groups = [tls.Group.X25519, tls.Group.SECP256R1]  # a key each is made for every dial
-        self.tls._signature_algorithms = [
-            tls.SignatureAlgorithm.ECDSA_SECP256R1_SHA256,
-            tls.SignatureAlgorithm.ECDSA_SECP384R1_SHA384,
-            tls.SignatureAlgorithm.ED25519,
-        ]
-
-    def _find_preferred_address(self) -> None:
-        """A server may not send us elsewhere (rule G4)."""
-
-    def _handle_crypto_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
-        start = buf.tell()
-        end = buf.pull_uint_var() + buf.pull_uint_var()
-        if end > CRYPTO_BYTES_MAX:
-            raise QuicConnectionError(
-                error_code=QuicErrorCode.CRYPTO_BUFFER_EXCEEDED,
-                frame_type=frame_type,
-                reason_phrase="handshake messages over their bound",
-            )
-        buf.seek(start)
-        super()._handle_crypto_frame(context, frame_type, buf)
-
-    def _write_connection_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace) -> None:
-        for limit in (self._local_max_data, self._local_max_streams_bidi):
-            if limit.value == limit.sent:
-                continue
-            if limit is self._local_max_streams_bidi and limit.sent - limit.used >= STREAMS_MAX // 2:
-                continue  # the peer has places enough for now
-            buf = builder.start_frame(
-                limit.frame_type,
-                capacity=CONNECTION_LIMIT_FRAME_CAPACITY,
-                handler=self._on_connection_limit_delivery,
-                handler_args=(limit,),
-            )
-            buf.push_uint_var(limit.value)
-            limit.sent = limit.value
-
-    def _write_stream_limits(self, builder: QuicPacketBuilder, space: QuicPacketSpace, stream: QuicStream) -> None:
-        if stream.max_stream_data_local_sent == stream.max_stream_data_local or stream.receiver.is_finished:
-            return
-        buf = builder.start_frame(
-            QuicFrameType.MAX_STREAM_DATA,
-            capacity=MAX_STREAM_DATA_FRAME_CAPACITY,
-            handler=self._on_max_stream_data_delivery,
-            handler_args=(stream,),
-        )
-        assert stream.stream_id is not None
-        buf.push_uint_var(stream.stream_id)
-        buf.push_uint_var(stream.max_stream_data_local)
-        stream.max_stream_data_local_sent = stream.max_stream_data_local

@@ -7,16 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from p2p.driver.quic_certificate import make_certificate
-from p2p.driver.quic_machine import (
-    DEFAULT_SETTINGS,
-    Opened,
-    QuicEvent,
-    QuicMachine,
-    QuicSettings,
-    StreamArrived,
-    StreamState,
-    configuration,
-)
+from p2p.driver.quic_machine import QuicMachine
+from p2p.driver.quic_state import DEFAULT_SETTINGS, Opened, QuicEvent, QuicSettings, StreamArrived, StreamState
+from p2p.driver.quic_tamed import configuration
 from p2p.identity import peer_id_of_seed, peer_id_to_bytes
 
 WHEN = datetime.datetime(2026, 11, 22, 12, tzinfo=datetime.UTC)

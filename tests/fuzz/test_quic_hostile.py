@@ -36,7 +36,7 @@ from p2p.driver import quic_listener
 from p2p.driver.quic import QuicTransport, utc_now
 from p2p.driver.quic_certificate import EXTENSION, make_certificate
 from p2p.driver.quic_listener import HALF_OPEN_PER_HOST_MAX, RETRY_FROM
-from p2p.driver.quic_machine import configuration
+from p2p.driver.quic_tamed import configuration
 from p2p.identity import peer_id_of_seed
 from p2p.testing.contract.tools import PROTOCOL, echo, key_of
 from p2p.testing.contract.tools import settings as node_settings

@@ -15,18 +15,13 @@ from aioquic.quic.packet import QuicErrorCode
 
 from p2p.driver.quic_certificate import CertificateRefused
 from p2p.driver.quic_machine import (
-    CRYPTO_BYTES_MAX,
     HALF_CLOSED_IDLE_S,
     RELEASED_BYTES_MAX,
     SEND_BUFFER_BYTES_MAX,
-    STREAMS_MAX,
-    STREAMS_SLACK,
-    Pong,
-    QuicFailed,
     QuicMachine,
-    QuicSettings,
-    StreamState,
 )
+from p2p.driver.quic_state import Pong, QuicFailed, QuicSettings, StreamState
+from p2p.driver.quic_tamed import CRYPTO_BYTES_MAX, STREAMS_MAX, STREAMS_SLACK
 from p2p.errors import StreamLimitReached
 from p2p.noise import AnotherPeer
 from tests.fakes.quic_pair import PEERS, Pair
@@ -341,7 +336,7 @@ def test_a_handshake_message_of_megabytes_is_refused_at_its_first_kilobytes() ->
 
 
 def test_whatever_the_library_raises_ends_that_connection_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("receive_datagram", "handle_timer", "datagrams_to_send"):
+    for name in ("receive_datagram", "handle_timer", "datagrams_to_send", "next_event"):
         pair = Pair().open()
         with monkeypatch.context() as patch:
 
@@ -349,7 +344,10 @@ def test_whatever_the_library_raises_ends_that_connection_only(monkeypatch: pyte
                 raise AssertionError("on what a peer sent")
 
             patch.setattr(QuicConnection, name, trip)
-            getattr(pair.server, name)(*([b"", ("", 0)] if name == "receive_datagram" else []), pair.now)
+            if name == "next_event":
+                pair.server.take_events(now=pair.now)
+            else:
+                getattr(pair.server, name)(*([b"", ("", 0)] if name == "receive_datagram" else []), pair.now)
         assert isinstance(pair.server.failure, QuicFailed)
         assert pair.server.take_events(now=pair.now) == []
 

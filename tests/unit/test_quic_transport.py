@@ -17,7 +17,7 @@ import pytest
 import trio
 
 import p2p
-from p2p.driver import quic_link, quic_machine, swarm
+from p2p.driver import quic_link, quic_tamed, swarm
 from p2p.errors import StreamClosed
 from p2p.identity import peer_id_of_seed
 from p2p.interface import PeerInfo
@@ -181,7 +181,7 @@ def test_a_forged_word_that_nobody_listens_there_does_not_end_a_connection() -> 
 
 
 def test_a_quiet_connection_is_kept_and_a_dead_line_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quic_machine, "IDLE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(quic_tamed, "IDLE_TIMEOUT_S", 1.0)
     monkeypatch.setattr(quic_link, "KEEPALIVE_S", 0.3)
 
     async def main() -> None:
