@@ -24,6 +24,9 @@ from cocoon.serve.events import RequestCancelled
 from cocoon.serve.provider_session import ProviderSession
 from sim.chaos import Rates, Story, run_stories, tell
 from sim.chaos.run import commit, main, rates_for, report
+from sim.levels.machines import run_level
+from sim.out import NullSink
+from sim.scenario import ChaosSpec, ClientAgent, GossipSpec, MarketSpec, NodeGroup, RunSpec, Scenario
 from tests.conftest import HowFar
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +81,32 @@ def test_a_failure_names_its_seed_and_commit(
     said = capsys.readouterr().out
     assert f"seed 5 at commit {commit()}" in said
     assert "python -m sim.chaos --seed 5 --only --log" in said
+
+
+def test_a_scenario_may_have_chaos_of_its_own() -> None:
+    scenario = Scenario(
+        name="chaotic",
+        run=RunSpec(until_s=60),
+        nodes={
+            "plain": NodeGroup(count=6, roles=("gossip",)),
+            "sellers": NodeGroup(count=2, roles=("gossip", "provider")),
+            "buyers": NodeGroup(count=3, roles=("gossip", "client")),
+        },
+        gossip=GossipSpec(dials=4, publishers=2),
+        market=MarketSpec(clients={"buyers": ClientAgent(rate_per_s=0.2, value_nano=(1_000_000, 1_000_000))}),
+        chaos=ChaosSpec(
+            crash_per_s=0.2,
+            lose_last_write=0.5,
+            partition_per_s=0.05,
+            clock_jump_per_s=0.1,
+            clock_jump_s=10.0,
+            chain_outage_per_s=0.05,
+        ),
+    )
+    summary = run_level(scenario, seed=2, sink=NullSink(), progress=lambda share, note: None).summary
+    assert {"clock", "partition", "chain"} <= set(summary["chaos"])
+    assert summary["chaos"].get("crash", 0) + summary["chaos"].get("lying crash", 0) > 3
+    assert summary["market"]["done"] > 5
 
 
 # --- mutants ---------------------------------------------------------------------------------------------
