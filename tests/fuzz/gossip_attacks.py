@@ -68,6 +68,14 @@ class Attacker:
         return tuple(self.rng.randbytes(32) for _ in range(count))
 
 
+def score_of(victim: Any, peer: str) -> float:
+    """What the victim thinks of a peer, also after it has gone."""
+    router = victim.gossip.router
+    raw = peer_id_to_bytes(peer)
+    retained = router.state.scores._retained.get(raw)
+    return float(router.score(raw) if retained is None else retained.value)
+
+
 Speak = Callable[[Attacker, int], Rpc | bytes | None]
 """What to say in one turn: an RPC, bytes that are none, or nothing."""
 
@@ -160,8 +168,9 @@ async def attack(
                 turn += 1
                 if said is not None:
                     await stream.write(encode_frame(said if isinstance(said, bytes) else encode_rpc(said)))
-            except Exception:  # whatever ends the stream; a thrown-out attacker stays out, to be counted
+            except Exception:  # whatever ends the stream; an attacker that was thrown out stays out, to be counted
                 stream = None
-                if not node.connections():
+                worst = victim.gossip.router.state.settings.score.graylist_threshold
+                if not node.connections() and score_of(victim, node.peer) < worst:
                     await trio.sleep_forever()
             await trio.sleep(PAUSE_S)

@@ -28,7 +28,7 @@ from p2p.kad.messages import kad_id
 from p2p.testing.contract.tools import eventually, key_of, settings
 from p2p.testing.virtual import VirtualNetwork, VirtualPeer
 from tests.fuzz.dht_liars import LIES, ask, dead_peers, honest_and_liars, under_liars
-from tests.fuzz.gossip_attacks import ATTACKS, NEVER_S, TOPIC, Speak, attack
+from tests.fuzz.gossip_attacks import ATTACKS, NEVER_S, TOPIC, Speak, attack, score_of
 from tests.fuzz.long_form import LongForm
 
 HONEST = 5
@@ -84,6 +84,7 @@ async def attacked(nodes: list[Any], attacks: Sequence[Speak], *, seed: int) -> 
         victim = nodes[0]
         router = victim.gossip.router
         await eventually(lambda: len(router.state.topics.get(TOPIC, ())) == HONEST - 1, "the honest know each other")
+        worst = router.state.settings.score.graylist_threshold
         before = memory_bytes()
         dials = victim.statistics().dials
         attackers: dict[str, str] = {}
@@ -95,16 +96,15 @@ async def attacked(nodes: list[Any], attacks: Sequence[Speak], *, seed: int) -> 
             attackers[node.peer] = name
 
         async def watch() -> None:
-            connected: set[str] = set()
+            seen: set[str] = set()
             while True:
-                now_connected = {connection.peer for connection in victim.connections()}
-                gone.update(attackers[peer] for peer in connected - now_connected if peer in attackers)
-                connected = now_connected
+                connected = {connection.peer for connection in victim.connections()}
+                seen |= connected & attackers.keys()
+                for peer in seen - connected:  # a slow machine loses one for other reasons; that one comes back
+                    if lowest.get(attackers[peer], 0.0) < worst:
+                        gone.add(attackers[peer])
                 for peer, name in attackers.items():
-                    raw = peer_id_to_bytes(peer)
-                    retained = router.state.scores._retained.get(raw)
-                    score = router.score(raw) if retained is None else retained.value
-                    lowest[name] = min(lowest.get(name, 0.0), score)
+                    lowest[name] = min(lowest.get(name, 0.0), score_of(victim, peer))
                 await trio.sleep(0.02)
 
         async def publish() -> None:
@@ -128,9 +128,7 @@ async def attacked(nodes: list[Any], attacks: Sequence[Speak], *, seed: int) -> 
                         await trio.sleep(0.05)
                 await trio.sleep(1)
                 attacking.cancel()
-        assert gone == names, f"still connected: {names - gone}, scores {lowest}"
-        worst = router.state.settings.score.graylist_threshold
-        assert all(score < worst for score in lowest.values()), lowest
+        assert gone == names, f"still connected, or not scored down: {names - gone}, scores {lowest}"
         with trio.move_on_after(10):
             while any(not sent <= got for got in heard):
                 await trio.sleep(0.05)
