@@ -44,7 +44,7 @@ from tests.fuzz.long_form import LongForm
 
 pytestmark = pytest.mark.slow
 
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 STEPS_MAX = 400  # of a stream of a hundred tokens; the sweep ends with the first step that is not reached
 TOKEN = PRICE // 10**6
 DEVNET_KILLS = 2  # in one story
@@ -61,6 +61,7 @@ class Process:
     """A child that answers in JSON lines."""
 
     def __init__(self, log: Path, *words: str) -> None:
+        self.log = log
         self._errors = log.open("ab")
         self._process = subprocess.Popen(
             [sys.executable, "-m", *words],
@@ -305,7 +306,7 @@ def stream(consumer: Process, ready: dict[str, Any]) -> bool:
 
 def ready_of(process: Process) -> dict[str, Any]:
     ready = process.answer()
-    assert ready is not None
+    assert ready is not None, f"it ended: {process.log.read_text()[-2_000:]}"
     assert ready["event"] == "ready"
     return ready
 
