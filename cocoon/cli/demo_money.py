@@ -54,19 +54,23 @@ class Claimed:
     """One claim, as the chain shows it."""
 
     provider: str
+    payer: str
     amount_nano: Nano
     fee_nano: Nano  # what it cost the provider's wallet
     block: int
-    balance_nano: Nano  # left in the account
+    before_nano: Nano  # in the payer's account
+    after_nano: Nano
 
     def to_object(self) -> dict[str, Any]:
         """For programs."""
         return {
             "provider": self.provider,
+            "payer": self.payer,
             "amount_nano": self.amount_nano,
             "fee_nano": self.fee_nano,
             "block": self.block,
-            "account_balance_nano": self.balance_nano,
+            "account_before_nano": self.before_nano,
+            "account_after_nano": self.after_nano,
         }
 
 
@@ -91,9 +95,8 @@ class DemoMoney:
     you: Purse
     chat: Purse
     providers: tuple[Purse, ...]
-    account: bytes = b""
+    payers: dict[bytes, str] = field(default_factory=dict)  # accounts, and whose they are
     balance_before_nano: Nano = 0
-    paid: dict[str, Nano] = field(default_factory=dict)  # to each provider, on the chain
 
     # --- before anybody is served ---------------------------------------------------------------------------
 
@@ -136,8 +139,7 @@ class DemoMoney:
             bond_nano=BOND_NANO,
         )
         await send_and_see(self.chain, self._wallet(purse), (opening,), errors=ACCOUNT_ERRORS)
-        if purse is self.you:
-            self.account = account
+        self.payers[account] = "your account" if purse is self.you else "the chat's account"
 
     async def _stake(self, purse: Purse) -> None:
         from nacl.signing import SigningKey
@@ -172,9 +174,14 @@ class DemoMoney:
         """You, as `opened_account` wants it."""
         return _setup(self.you.home, self.config_path, base)
 
-    async def balance_nano(self) -> Nano:
-        """What your account holds, proven."""
-        state = await self.chain.spending_account(self.account)
+    @property
+    def account(self) -> bytes:
+        """Yours."""
+        return next(account for account, whose in self.payers.items() if whose == "your account")
+
+    async def balance_nano(self, account: bytes | None = None) -> Nano:
+        """What an account, or yours, holds, proven."""
+        state = await self.chain.spending_account(self.account if account is None else account)
         return 0 if state is None else state.balance_nano
 
     def held(self) -> dict[str, tuple[Purse, tuple[StoredVoucher, ...]]]:
@@ -202,37 +209,31 @@ class DemoMoney:
         """Claim everything that is not claimed yet, each provider from its own wallet. Raises `CocoonError`."""
         claimed = []
         for purse, vouchers in self.held().values():
-            done = await self._claim(purse, vouchers)
-            if done is not None:
-                claimed.append(done)
+            for voucher in vouchers:
+                paid_nano = await self._paid_nano(voucher)
+                if paid_nano is not None and voucher.cumulative_nano > paid_nano:
+                    claimed.append(await self._claim(purse, voucher, voucher.cumulative_nano - paid_nano))
         return claimed
 
-    async def _claim(self, purse: Purse, vouchers: tuple[StoredVoucher, ...]) -> Claimed | None:
+    async def _claim(self, purse: Purse, voucher: StoredVoucher, amount_nano: Nano) -> Claimed:
         from ..adapters.ton.contracts import ACCOUNT_ERRORS
         from ..adapters.ton.operations import claims
         from ..adapters.ton.outcome import send_and_see
         from .claims import signed_voucher
 
-        due = []
-        for voucher in vouchers:
-            paid_nano = await self._paid_nano(voucher)
-            if paid_nano is not None and voucher.cumulative_nano > paid_nano:
-                due.append((voucher, voucher.cumulative_nano - paid_nano))
-        if not due:
-            return None
-        amount_nano = sum(amount for _, amount in due)
         before = await self.chain.wallet(purse.key.account)
-        transfers = claims(tuple(signed_voucher(voucher) for voucher, _ in due))
+        before_nano = await self.balance_nano(voucher.account)
+        transfers = claims((signed_voucher(voucher),))
         await send_and_see(self.chain, self._wallet(purse), transfers, errors=ACCOUNT_ERRORS)
         after = await self.chain.wallet(purse.key.account)
-        self.paid[purse.name] = self.paid.get(purse.name, 0) + amount_nano
-        head = await self.chain.head()
         return Claimed(
             provider=purse.name,
+            payer=self.payers.get(voucher.account, "an account"),
             amount_nano=amount_nano,
             fee_nano=before.balance_nano + amount_nano - after.balance_nano,
-            block=head.seqno,
-            balance_nano=await self.balance_nano(),
+            block=(await self.chain.head()).seqno,
+            before_nano=before_nano,
+            after_nano=await self.balance_nano(voucher.account),
         )
 
     async def _paid_nano(self, voucher: StoredVoucher) -> Nano | None:
@@ -256,7 +257,7 @@ class DemoMoney:
                 continue
             try:
                 for one in await self.claim_all():
-                    say_claimed(console, one, self.balance_before_nano)
+                    say_claimed(console, one)
             except CocoonError as error:
                 console.explain_briefly(error)
 
@@ -269,7 +270,7 @@ class DemoMoney:
         except CocoonError as error:
             console.explain_briefly(error)
         for one in claimed:
-            say_claimed(console, one, self.balance_before_nano, as_data=False)
+            say_claimed(console, one, as_data=False)
         return {
             **self.to_object(),
             "vouchers_nano": held_nano,
@@ -302,11 +303,11 @@ class DemoMoney:
         ]
 
 
-def say_claimed(console: Console, one: Claimed, before_nano: Nano, *, as_data: bool = True) -> None:
+def say_claimed(console: Console, one: Claimed, *, as_data: bool = True) -> None:
     """A claim, for people and programs."""
     console.say(
         f"claimed on chain in block {one.block}: {format_ton(one.amount_nano)} TON for {one.provider} (fee "
-        f"{format_ton(one.fee_nano)}); your account: {format_ton(before_nano)} → {format_ton(one.balance_nano)} TON"
+        f"{format_ton(one.fee_nano)}); {one.payer}: {format_ton(one.before_nano)} → {format_ton(one.after_nano)} TON"
     )
     if as_data:
         console.data({"event": "claimed", **one.to_object()})

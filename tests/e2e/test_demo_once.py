@@ -80,7 +80,9 @@ def _is_settled(money: dict[str, Any], *, due_nano: int) -> None:
     }  # fmt: skip
     assert money["vouchers_nano"] == due_nano
     (claim,) = money["claims"]
-    assert set(claim) == {"provider", "amount_nano", "fee_nano", "block", "account_balance_nano"}
+    assert set(claim) == {
+        "provider", "payer", "amount_nano", "fee_nano", "block", "account_before_nano", "account_after_nano",
+    }  # fmt: skip
     assert claim["amount_nano"] == due_nano
     lost_nano = money["balance_before_nano"] - money["balance_after_nano"]
     assert due_nano <= lost_nano <= due_nano + 10_000, "what is more is rent"
