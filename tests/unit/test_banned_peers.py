@@ -123,12 +123,13 @@ def test_a_trimmed_peer_waits_and_one_that_we_protect_is_welcome_again(monkeypat
     trio.run(main)
 
 
-def test_a_peer_that_was_cut_off_for_unread_bytes_cannot_fill_them_again_at_once() -> None:
+@pytest.mark.parametrize("listen", LISTENS)
+def test_a_peer_that_was_cut_off_for_unread_bytes_cannot_fill_them_again_at_once(listen: str) -> None:
     async def main() -> None:
         limits = p2p.Limits(unread_bytes_total_max=300_000)
         with trio.fail_after(60):
             async with (
-                p2p.open_node(settings(limits=limits), key=key_of("victim")) as victim,
+                p2p.open_node(settings(listen=(listen,), limits=limits), key=key_of("victim")) as victim,
                 p2p.open_node(settings(), key=key_of("flood")) as flood,
             ):
                 victim.handle(PROTOCOL, sleep, frame_bytes_max=1 << 20, streams_per_peer_max=8)

@@ -200,9 +200,11 @@ async def a_protected_peer_is_dialled_again_until_it_is_protected_no_more(open_n
         client.protect(server.peer, server.addresses())
         for _ in range(2):
             await eventually(client.connections, "connected by itself")
+            await eventually(server.connections, "the server knows it, too: a dialer may be done first")
             await server.disconnect(client.peer)
             await eventually(lambda: not client.connections(), "the connection is lost")
         await eventually(client.connections, "connected again")
+        await eventually(server.connections, "on both sides")
         client.unprotect(server.peer)
         await server.disconnect(client.peer)
         await trio.sleep(1.5)
