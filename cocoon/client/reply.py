@@ -267,6 +267,8 @@ class RunningReply:
     async def _move(self, error: CocoonError) -> None:
         """Another provider goes on with the answer. Raises what the caller must know when nobody can."""
         lost = self._current
+        if self._attempt is not None and self._client.spending is not None:
+            self._client.spending.close(self._attempt)  # what a silent provider sends now, nobody waits for (M2)
         try:
             self._failed(lost, error)
             await self.begin()

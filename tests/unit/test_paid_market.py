@@ -9,6 +9,7 @@ import pytest
 import trio
 import trio.testing
 
+from cocoon.adapters.engines.paced import PacedEngine
 from cocoon.client import Client, Reply
 from cocoon.errors import CocoonError, LocalProtocolError, PaymentError, SpendCapReached, StreamBroken, Unavailable
 from cocoon.pay.ledger import Ledger
@@ -594,5 +595,48 @@ def test_a_client_that_spends_fast_reserves_as_it_is_asked_and_is_never_cut_off(
         await trio.sleep(60)
         assert market.chain.paid[PAYOUT] == reply.summary.cost_nano
         assert len(provider.wallet.messages) < 40
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("how", ["crash", "freeze"])
+def test_an_answer_that_moved_pays_each_provider_its_own_part_out_of_one_budget(how: str) -> None:
+    async def scenario(market: LittleMarket) -> None:
+        payouts = [payout_number(number) for number in range(3)]
+        providers = [
+            await market.add_provider(
+                f"provider {number}",
+                PacedEngine(tokens_per_s=50.0, first_token_s=0.05, answer_tokens=200),
+                output_nano=PRICE,
+                payout=payout,
+            )
+            for number, payout in enumerate(payouts)
+        ]
+        client = await market.add_client(account=market.open_account())
+        await trio.sleep(3)
+        prices = Prices(input_nano=PRICE // 4, cached_input_nano=0, output_nano=PRICE)
+        most = due_nano(prices, input_tokens=2_000, cached_tokens=0, output_tokens=600)
+        came, waiting = 0, [40, 120]
+        async with client.generate("chat.completions", ask(max_tokens=200), spend_max_nano=most) as reply:
+            async for delta in reply:
+                came += len(delta.token_ids)
+                if waiting and came >= waiting[0]:
+                    waiting.pop(0)
+                    getattr(market.wires, how)(reply.provider)
+        assert came == 200
+        assert len(reply.attempts) == 2
+        await trio.sleep(1)
+        assert client.spending is not None
+        kept = await client.spending._store.vouchers(
+            VoucherSide.ISSUED, network=-217, party=client.spending.account.account
+        )
+        signed = {voucher.provider: voucher.cumulative_nano for voucher in kept}
+        assert sum(signed.values()) == reply.summary.cost_nano <= most
+        assert len(signed) == 3
+        for provider, payout in zip(providers, payouts, strict=True):
+            voucher = await held(provider, payout)
+            got = 0 if voucher is None else voucher.cumulative_nano
+            assert signed[payout] - got <= WINDOW * PRICE // 10**6
+        assert client.spending.payer.held_nano == 0  # nothing stays set aside
 
     run(scenario)
