@@ -89,7 +89,12 @@ def _open(args: argparse.Namespace, console: Console) -> int:
             raise PaymentError("the account is not open", advice="Run `cocoon account status` in a minute.")
         view = view_of(desk, kept, state)
         console.data({"opened": is_new, **view.to_object()})
-        console.say("The account is open." if is_new else "This home's account is open already.")
+        console.say("The account is open." if is_new else "It is open already; `cocoon account topup` adds to it.")
+        if not view.to_object()["is_our_key"]:
+            console.notice(
+                "This home cannot pay from it: its voucher key is another, as after a restore. `cocoon account "
+                "withdraw` gives it this home's key."
+            )
         _print(view, console)
 
     return desk.run(program)
@@ -251,7 +256,7 @@ async def _take(
     )
     taking = roll(
         kept.account,
-        voucher_key=state.voucher_key,
+        voucher_key=prepare_account(desk)[1],  # a restored home has a new one
         bond_nano=0 if takes_all else view.bond_nano,
         out_nano=ALL_NANO if takes_all else wanted_nano,
     )

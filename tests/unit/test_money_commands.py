@@ -284,6 +284,17 @@ def test_a_part_is_taken_out_and_the_bond_stays(shop: Shop) -> None:
     assert taken["bond_nano"] == TON
 
 
+def test_a_restored_home_without_the_voucher_key_gives_the_account_a_new_one(shop: Shop) -> None:
+    shop.run("account", "open", "--yes")
+    (shop.home / "voucher.devnet.key").unlink()
+    assert not shop.json("account", "status")["is_our_key"]
+    shop.run("account", "open", "--yes")
+    assert "cannot pay" in shop.talk
+    shop.run("account", "withdraw", "--yes")
+    shop.chain.now_s += contracts.NOTICE_S
+    assert shop.json("account", "withdraw", "--amount", "1", "--yes")["is_our_key"]
+
+
 def test_an_account_that_was_never_opened_is_said_with_what_to_do(shop: Shop) -> None:
     for words in (("account", "status"), ("account", "topup", "1", "--yes"), ("account", "withdraw", "--yes")):
         error = shop.error(*words, code=4)
