@@ -23,8 +23,8 @@ from cocoon.cli.options import PASSPHRASE_VARIABLE
 from cocoon.errors import ChainDisagrees, ConfigError, ProofInvalid, Unavailable
 from cocoon.types import NANO_PER_TON as TON
 from cocoon.types import Network, Secret
-from tests.fakes.money_chain import FakeChain
 from tests.fakes.market import CountingEntropy
+from tests.fakes.money_chain import FakeChain
 
 PASSPHRASE = "correct horse battery"
 PHRASE = new_words(CountingEntropy("a wallet"))
