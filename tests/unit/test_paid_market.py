@@ -11,12 +11,20 @@ import trio.testing
 
 from cocoon.adapters.engines.paced import PacedEngine
 from cocoon.client import Client, Reply
-from cocoon.errors import CocoonError, LocalProtocolError, PaymentError, SpendCapReached, StreamBroken, Unavailable
+from cocoon.errors import (
+    CocoonError,
+    LocalProtocolError,
+    NoProvider,
+    PaymentError,
+    SpendCapReached,
+    StreamBroken,
+    Unavailable,
+)
 from cocoon.pay.ledger import Ledger
 from cocoon.pay.refusals import Fault, PaymentRefused
-from cocoon.pay.voucher import TAG
+from cocoon.pay.voucher import TAG, Voucher
 from cocoon.ports import StoredVoucher, VoucherSide
-from cocoon.types import Prices, due_nano
+from cocoon.types import Network, Prices, due_nano
 from tests.fakes.engine import ScriptedEngine
 from tests.fakes.ledger_chain import LedgerChain
 from tests.fakes.little_market import LittleMarket, Provider, ask, open_market
@@ -640,3 +648,83 @@ def test_an_answer_that_moved_pays_each_provider_its_own_part_out_of_one_budget(
         assert client.spending.payer.held_nano == 0  # nothing stays set aside
 
     run(scenario)
+
+
+# --- the money rules, at the level of sessions -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("whose", ["another account's", "another provider's"])
+def test_a_voucher_that_was_made_for_somebody_else_ends_the_session(whose: str) -> None:
+    """Claims make vouchers public (S2), and one voucher pays one ledger (M1): showing it elsewhere buys nothing."""
+
+    async def scenario(market: LittleMarket) -> None:
+        victim = market.open_account(1)
+        first = await paid_provider(market, name="first")
+        payer = await market.add_client("victim", account=victim)
+        await receive(payer, 200)
+        await trio.sleep(1)
+        voucher = await held(first)
+        assert voucher is not None
+        public = Voucher(
+            network=Network.DEVNET,
+            account=voucher.account,
+            epoch=voucher.epoch,
+            provider=voucher.provider,
+            cumulative_nano=voucher.cumulative_nano,
+        )
+        stolen = public.encode() + voucher.signature
+        market.kill(payer)
+        payout = PAYOUT
+        if whose == "another provider's":
+            market.kill(first.role)
+            payout = OTHER_PAYOUT
+            await paid_provider(market, name="second", payout=OTHER_PAYOUT)
+        own = market.open_account(2) if whose == "another account's" else victim
+        thief = await market.add_client("thief", account=own)
+        assert thief.spending is not None
+        thief.spending.open_voucher = lambda payout: stolen  # type: ignore[method-assign]
+        stop_paying(thief)
+        await trio.sleep(3)
+        count = len(first.engine.seen)
+        with pytest.raises(NoProvider):  # the only one has hung up
+            await receive(thief, 200)
+        if payout == PAYOUT:
+            assert len(first.engine.seen) == count  # nothing was computed for it
+            kept = await held(first)
+            assert kept is not None
+            assert kept.cumulative_nano == voucher.cumulative_nano
+
+    run(scenario)
+
+
+def test_ten_providers_that_each_give_one_token_and_die_stay_within_what_was_allowed() -> None:
+    """Rule M2: the prompt vests over 64 tokens, so one token costs a sixty-fourth of it, ten times over."""
+
+    async def scenario(market: LittleMarket) -> None:
+        for number in range(10):
+            await market.add_provider(
+                f"dying {number}",
+                engine_of(600, fail_after=1),
+                output_nano=PRICE,
+                payout=payout_number(number),
+            )
+        client = await market.add_client(account=market.open_account(), attempts_max=12, resumes_max=12)
+        await trio.sleep(3)
+        words = " ".join(["word"] * 640)
+        prices = Prices(input_nano=PRICE // 4, cached_input_nano=0, output_nano=PRICE)
+        allowed = 2 * due_nano(prices, input_tokens=len(words), cached_tokens=0, output_tokens=600)
+        reply = None
+        with pytest.raises((StreamBroken, PaymentError)):
+            async with client.generate("chat.completions", ask(words, max_tokens=600), spend_max_nano=allowed) as reply:
+                await receive_all(reply)
+        assert reply is not None
+        assert 0 < reply.cost_nano <= allowed
+        prompt = due_nano(prices, input_tokens=660, cached_tokens=0, output_tokens=0)
+        assert reply.cost_nano <= 10 * (prompt // 64 + PRICE // 10**6 + 2)
+
+    run(scenario)
+
+
+async def receive_all(reply: Reply) -> None:
+    async for _ in reply:
+        pass
