@@ -10,6 +10,7 @@ nothing is encoded.
 from __future__ import annotations
 
 import gc
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from sim.kernel import SECOND, quiet_collector
 from sim.levels.building import Population, build_world, until_ns
 from sim.levels.dht import DhtWorkload
 from sim.levels.gossip import GossipWorkload
-from sim.levels.sharing import shared_hashes
+from sim.levels.sharing import shared_hashes, shared_offers
 from sim.levels.world import Observer, World
 from sim.out import Progress, Sink
 from sim.result import LevelResult
@@ -41,7 +42,11 @@ def run_level(
     observer: Observer | None = None,
 ) -> LevelResult:
     """Raises WorldInvalid for what cannot be built, and what the machines raise: that is a bug of theirs."""
-    with shared_hashes(), quiet_collector():
+    with ExitStack() as stack:
+        stack.enter_context(quiet_collector())
+        stack.enter_context(shared_hashes())
+        if scenario.market is not None:
+            stack.enter_context(shared_offers())
         return _run(with_ends(scenario), seed, sink, progress, recording, observer)
 
 

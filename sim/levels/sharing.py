@@ -7,9 +7,10 @@ table of them for the time of a run. The values are the same, so nothing that a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import p2p.kad.lookup
 import p2p.kad.machine
@@ -27,6 +28,7 @@ _MODULES: tuple[ModuleType, ...] = (
     p2p.kad.table,
 )
 HASHES_MAX = 1_000_000  # distinct ids and keys, 200 MB; then the table starts afresh
+PARSED_MAX = 100_000  # offers and beacons, 300 MB at most; then the table starts afresh
 _ONE_BYTE = 0x80  # lengths under it take one byte
 
 
@@ -52,6 +54,40 @@ def shared_hashes() -> Iterator[None]:
     finally:
         for module in patched:
             setattr(module, "kad_id", original)  # noqa: B010
+
+
+@contextmanager
+def shared_offers() -> Iterator[None]:
+    """Within it, every offer and every beacon is parsed, and its signatures are verified, once for all books that hold
+    it. What is refused is refused anew each time."""
+    import cocoon.market.book  # all of cocoon's market: only where a scenario has one
+
+    module: Any = cocoon.market.book
+    names = ("parse_offer", "verify_parsed", "parse_beacon", "verify_parsed_beacon")
+    originals = {name: getattr(module, name) for name in names}
+    for name, original in originals.items():
+        setattr(module, name, _remembering(original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(module, name, original)
+
+
+def _remembering(original: Callable[..., Any]) -> Callable[..., Any]:
+    """For functions of a message, or of what was parsed from one; further arguments are the same all through a run."""
+    known: dict[bytes, Any] = {}
+
+    def look_up(given: Any, **settings: Any) -> Any:
+        message = given if type(given) is bytes else given.message
+        found = known.get(message)
+        if found is None:
+            if len(known) >= PARSED_MAX:
+                known.clear()
+            found = known[message] = original(given, **settings)
+        return found
+
+    return look_up
 
 
 def kad_bytes(message: KadMessage) -> int:
