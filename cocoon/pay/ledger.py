@@ -183,11 +183,12 @@ class Ledger:
         return amount
 
     def forgive(self, now: int) -> None:
-        """Write off what lost frames left unpaid, once nothing is in flight, within the allowance.
+        """Write off what lost frames left unpaid, once nothing is in flight and it is in the way, within the allowance.
 
-        It costs half of the window: it was not clean.
+        In the way is more than half of the window. It costs half of the window, for it was not clean, unless what stays
+        unpaid would fill half of what is left: a write-off must not lock an honest client out.
         """
-        if self.requests or not self.unpaid.count:
+        if self.requests or 2 * self.unpaid.count <= self.window_tokens:
             return
         self.forgiveness.passed(now)
         upto = self.unpaid.price_of_oldest(self.forgiveness.tokens)
@@ -195,7 +196,9 @@ class Ledger:
             return
         self.forgiven_nano = max(self.forgiven_nano, upto - self.paid_nano)
         self.forgiveness.use(self.unpaid.cover(self.paid_nano + self.forgiven_nano))
-        self.clean_tokens = max(0, self.clean_tokens // CLEAN_TOKENS - 1) * CLEAN_TOKENS
+        clean_tokens = max(0, self.clean_tokens // CLEAN_TOKENS - 1) * CLEAN_TOKENS
+        if min(window_tokens(clean_tokens), self.window_tokens_max) >= 2 * self.unpaid.count:
+            self.clean_tokens = clean_tokens
 
     def prove(self, standing: Standing) -> Nano:
         """A newer proof of the same epoch; how much more it shows as claimed."""
