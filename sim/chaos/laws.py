@@ -52,6 +52,7 @@ class Laws:
     issued: set[int] = field(default_factory=set)
     ended: dict[int, int] = field(default_factory=dict)
     _pairs: dict[tuple[bytes, bytes], Pair] = field(default_factory=dict)
+    _unpaid: dict[tuple[bytes, bytes], int] = field(default_factory=dict)  # tokens, when last looked at
     _meters: dict[tuple[bytes, bytes], list[Meter]] = field(default_factory=dict)
 
     def watch(self) -> None:
@@ -132,8 +133,11 @@ class Laws:
     def _look_at_ledger(self, provider: ProviderPeer, client: ClientPeer) -> None:
         account = client.purse.account
         ledger = provider.till.payee.ledger(account)
-        if ledger is not None and ledger.unpaid.count > ledger.window_tokens:
-            self.broken(f"{provider.setup.name} let {ledger.unpaid.count} unpaid tokens out")
+        if ledger is not None:  # a write-off halves the window, so more may be unpaid than it is now: not more and more
+            key = (account, provider.payout)
+            if ledger.unpaid.count > max(ledger.window_tokens, self._unpaid.get(key, 0)):
+                self.broken(f"{provider.setup.name} let {ledger.unpaid.count} unpaid tokens out")
+            self._unpaid[key] = ledger.unpaid.count
         pair = self._pairs.get((account, provider.payout))
         if pair is None or not pair.acknowledged or self.has_lying_disks:
             return
@@ -209,6 +213,8 @@ class Laws:
     def check_money(self) -> None:
         """After everybody has claimed."""
         self.market.chain.ledger.check()
+        if self.market.chain.ledger.burnt:
+            self.broken(f"{self.market.chain.ledger.burnt} of a bond burnt: somebody signed what was not there")
         for client in self.market.clients:
             account = client.purse.account
             contract = self.market.chain.ledger.contracts[account]

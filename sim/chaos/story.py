@@ -41,6 +41,7 @@ STORM_S: Final = (60, 150)  # how long faults come
 CALM_S: Final = 150  # then nothing more happens, and everybody recovers
 SLOW_STORM_S: Final = (4 * 3_600, 10 * 3_600)  # of a slow story: keys, offers and proofs grow old
 SLOW_CALM_S: Final = 2_400
+WEALTH: Final = ((5.0, 1.0), (5.0, 1.0), (5.0, 0.02), (5.0, 0.0), (0.003, 0.1))  # deposit and bond, in TON
 LAST_S: Final = 75  # for the last orders
 SETTLE_S: Final = 60  # for the last claims
 FEE_NANO: Final = 1_000  # so that claims are worth making
@@ -85,11 +86,14 @@ class Story:
     seed: int
     rates: Rates = field(default_factory=Rates)
     is_slow: bool = False  # hours, with a request every few minutes, and without routers: their heartbeats cost most
+    is_poor: bool = field(default=False, init=False)  # accounts that run dry
 
     def scenario(self, rng: Stream) -> Scenario:
         """How many there are, and what they are like."""
         providers, clients, others = rng.between(2, 3), rng.between(2, 4), rng.between(1, 3)
         overlay = () if self.is_slow else ("gossip",)
+        wealth = rng.choice(WEALTH)
+        self.is_poor = wealth[0] < 1.0
         return Scenario(
             name=f"chaos-{self.seed}",
             run=RunSpec(until_s=1_000.0),
@@ -105,7 +109,9 @@ class Story:
                 providers={"provider": ProviderAgent(slots=(2, 4), tokens_per_s=(60, 150))},
                 clients={
                     "client": ClientAgent(
-                        rate_per_s=0.0, deposit_ton=5.0, params={"first_token_ms": 8_000, "stall_ms": 6_000}
+                        rate_per_s=0.0,
+                        deposit_ton=wealth[0],
+                        params={"bond_ton": wealth[1], "first_token_ms": 8_000, "stall_ms": 6_000},
                     )
                 },
             ),
@@ -167,7 +173,8 @@ class Story:
             self._order(market, laws, client, rng, only=provider.number)
             run.for_s(LAST_S / len(wanted) / 2)
         run.for_s(LAST_S)
-        laws.check_served(last)
+        if not self.is_poor:
+            laws.check_served(last)
         if len(last) != len(wanted):
             laws.broken(f"{len(wanted) - len(last)} of the last requests did not end")
         laws.check_ended()
@@ -192,7 +199,7 @@ class Story:
         order = Order(
             number=market._orders,
             model=market.models[0].digest,
-            prompt_tokens=rng.between(5, 80),
+            prompt_tokens=rng.between(5, 80) if rng.chance(0.7) else rng.between(200, 3_000),
             tokens=40 if only >= 0 else max(8, min(600, round(rng.lognormal(120, 0.9)))),
             value_nano=2_000_000,
             value_of_time_nano_per_s=10_000,

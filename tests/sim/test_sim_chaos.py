@@ -23,7 +23,7 @@ from cocoon.serve.client_session import ClientSession
 from cocoon.serve.events import RequestCancelled
 from cocoon.serve.provider_session import ProviderSession
 from sim.chaos import Rates, Story, run_stories, tell
-from sim.chaos.run import commit, main, rates_for, report
+from sim.chaos.run import commit, is_slow, main, rates_for, report
 from sim.levels.machines import run_level
 from sim.out import NullSink
 from sim.scenario import ChaosSpec, ClientAgent, GossipSpec, MarketSpec, NodeGroup, RunSpec, Scenario
@@ -71,6 +71,13 @@ def test_a_seed_tells_the_same_story_again_in_another_process() -> None:
             timeout=120,
         )
         assert told.trace in done.stdout
+
+
+@pytest.mark.parametrize("seed", [39, 2014])
+def test_what_chaos_found_before_stays_mended(seed: int) -> None:
+    """39, 2014: small write-offs halved a client's window until it was refused (tests/unit/test_pay_write_offs.py)."""
+    told = tell(seed, rates_for(seed), is_slow=is_slow(seed))
+    assert not told.violations, report(told)
 
 
 def test_a_failure_names_its_seed_and_commit(
