@@ -55,7 +55,17 @@ class Opened:
 
         if not (self.path / table).is_dir():
             raise RunError(f"{self.path} has no rows of {table}: it has {', '.join(self.tables) or 'none'}")
-        return ds.dataset(self.path / table, format="parquet", partitioning="hive")
+        files = sorted((self.path / table).glob("seed=*/rows.parquet"))
+        if not self.is_complete:  # a process that was killed leaves a file without its end
+            files = [file for file in files if _is_whole(file)]
+        if not files:
+            raise RunError(f"{self.path} has no rows of {table} that can be read: it was cut short")
+        return ds.dataset(
+            [str(file) for file in files],
+            format="parquet",
+            partitioning="hive",
+            partition_base_dir=str(self.path / table),
+        )
 
     def arrow(self, table: str) -> Any:
         return self.dataset(table).to_table()
@@ -75,3 +85,14 @@ class Opened:
     def __repr__(self) -> str:
         state = "complete" if self.is_complete else "INCOMPLETE"
         return f"<{self.manifest['kind']} {self.manifest['scenario']['name']}, {state}, {self.path}>"
+
+
+def _is_whole(file: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.read_metadata(file)
+    except (pa.ArrowInvalid, OSError):
+        return False
+    return True

@@ -25,7 +25,7 @@ def draw_all(opened: Opened) -> Iterator[tuple[str, str, Any]]:
     if opened.manifest["kind"] == "sweep":
         yield from _sweep_plots(opened)
         return
-    summary = opened.json
+    summary = opened.json if (opened.path / "summary.json").is_file() else {}  # cut short before its first run ended
     for make in (_delays, _sent, _delay_curve, _hops, _requests, _first_token, _prices, _settled):
         if (plot := make(opened, summary)) is not None:
             yield plot
@@ -222,7 +222,10 @@ def _columns(opened: Opened, table: str, names: Sequence[str]) -> dict[str, Any]
     """As numpy arrays; None when the run has no such rows, or they have not these columns."""
     if table not in opened.tables:
         return None
-    data = opened.dataset(table)
+    try:
+        data = opened.dataset(table)
+    except RunError:  # no file of it is whole
+        return None
     if not set(names) <= set(data.schema.names):
         return None
     rows = data.head(ROWS_DRAWN_MAX, columns=list(names))

@@ -273,6 +273,19 @@ def test_ctrl_c_keeps_what_is_done_and_marks_it(tmp_path: Path) -> None:
     assert "Cut short" in Path(done("report", out).strip()).read_text()
 
 
+def test_what_a_killed_run_left_opens_without_the_file_that_has_no_end(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done("run", "gossip-v11", *TINY, *MORE, "--replications", "2", "--out", out, "--no-report")
+    whole = sim.open(out).frame("deliveries")
+    half = out / "deliveries" / "seed=2" / "rows.parquet"
+    half.write_bytes(half.read_bytes()[:-100])
+    (out / MARK).touch()
+    assert set(sim.open(out).frame("deliveries")["seed"]) == {1} < set(whole["seed"])
+    for name in ("summary.json", "summary.parquet"):
+        (out / name).unlink()
+    assert "Cut short" in Path(done("report", out).strip()).read_text()
+
+
 def test_a_full_disk_ends_the_run_with_a_reason_and_marks_the_folder(tmp_path: Path) -> None:
     """No file may grow beyond 6 KB: the rows do not fit, as on a full disk."""
     out = tmp_path / "out"
