@@ -127,10 +127,12 @@ class ServedSession:
     async def run(self) -> None:
         """Serve until the stream ends; its engine runs end with it."""
         self._shared.record.sessions += 1
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            await self._pump.run()
-            nursery.cancel_scope.cancel()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                await self._pump.run()
+                nursery.cancel_scope.cancel()
+        finally:
             if self._payer is not None:
                 self._payer.left()
         if self._pump.reason is not None:

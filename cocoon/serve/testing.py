@@ -49,14 +49,15 @@ def due_for_all(prices: Prices, *, input_tokens: int, cached_tokens: int, output
 
 
 class OpenGate:
-    """Lets every paid token leave, and counts them."""
+    """Lets paid tokens leave, all of them or up to `tokens_max`, and counts them."""
 
     def __init__(self) -> None:
         self.tokens = 0
+        self.tokens_max: int | None = None
 
     def allowed(self, session: Digest, request_id: int, wanted: int, *, now: int) -> int:
-        """All of them."""
-        return wanted
+        """What is left of the bound."""
+        return wanted if self.tokens_max is None else min(wanted, self.tokens_max - self.tokens)
 
     def released(self, session: Digest, request_id: int, tokens: int, *, cached_tokens: int, now: int) -> None:
         """Counted."""
@@ -95,6 +96,7 @@ class SessionPair:
         self.crypto: Crypto = HpkeCrypto() if crypto is None else crypto
         self.signing_key = nacl.signing.SigningKey(hashlib.sha256(b"provider").digest())
         self.peer = bytes(self.signing_key.verify_key)
+        self.gate = OpenGate()
         self.keys = SealingKeys(self.crypto, CountingEntropy(seed + "-keys"), now=now) if keys is None else keys
         self.provider = ProviderSession(
             network=Network.DEVNET,
@@ -106,7 +108,7 @@ class SessionPair:
             sign=lambda message: self.signing_key.sign(message).signature,
             verify=verify,
             due=due_for_all,
-            gate=OpenGate(),
+            gate=self.gate,
             offers={self.offer.digest: self.offer}.get,
             now=now,
         )
