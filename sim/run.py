@@ -6,6 +6,8 @@ each by its dotted path, and `runs` tells what proves each run (`trace_hash` on 
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -20,6 +22,7 @@ from .progress import Meter
 from .scenario import Scenario
 from .statistics import intervals, means
 
+KEEP_EVERY_S = 2.0  # what a kill loses of finished seeds' summaries; their rows are there
 PROOF = ("seed", "events", "cpu_s", "rss_mb", "trace_hash")
 
 
@@ -52,18 +55,23 @@ def run(
         for seed in seeds
     ]
     done: dict[int, dict[str, Any]] = {}
+    keep_at = 0.0
     try:
         for job, result in run_jobs(jobs, workers=workers, on_progress=meter.progress):
             done[job.seed] = result
             meter.finished(job)
-            if folder is not None:
+            if folder is not None and (len(done) == len(jobs) or time.monotonic() >= keep_at):
                 _keep(folder, done)
+                keep_at = time.monotonic() + KEEP_EVERY_S
     except KeyboardInterrupt:
         if folder is not None:
+            _keep(folder, done)
             folder.cut_short("interrupted", f"stopped by hand after {len(done)} of {len(jobs)} runs")
         raise
     except Exception as problem:  # whatever it was, the folder says that it was cut short; then it goes on up
         if folder is not None:
+            with contextlib.suppress(RunError):  # the disk may be full: the mark is there since the start
+                _keep(folder, done)
             folder.cut_short("failed", f"{type(problem).__name__}: {problem}")
         if isinstance(problem, (OSError, MemoryError)):
             raise RunError(f"the run cannot go on: {problem or type(problem).__name__}") from problem
@@ -93,7 +101,9 @@ def combined(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _keep(folder: RunFolder, done: Mapping[int, dict[str, Any]]) -> None:
-    """After each run, so that a run that is cut short has kept the finished ones."""
+    """Now and then, and at the end, however it comes: a run that is cut short has kept the finished seeds."""
+    if not done:
+        return
     in_order = [done[seed] for seed in folder.manifest["seeds"] if seed in done]
     runs = [result["summary"] for result in in_order]
     folder.manifest["runs"] = [{key: one[key] for key in PROOF} for one in runs]
