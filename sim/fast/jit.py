@@ -83,7 +83,7 @@ def kernel(function: F) -> F:
 
 
 def njit(function: F) -> F:
-    """A function that kernels call."""
+    """A function that kernels call. Compiled, it has no entry from Python: call it from a kernel only."""
     if not HAS_NUMBA:
         return function
     compiled: F = numba.njit(**_INSIDE)(function)
