@@ -187,6 +187,27 @@ def test_a_flood_of_initials_ends_in_retry_and_an_honest_peer_comes_through_by_i
 
 
 @linux_only
+def test_initials_that_cannot_be_opened_end_in_retry_too() -> None:
+    """Each costs the keys of a connection; so each keeps a place for a second, and soon a token is asked for."""
+
+    async def main() -> None:
+        async with victim() as (node, where):
+            door = door_of(node)
+            with attacker() as sock:
+                good = first_datagram()
+                for _ in range(3 * RETRY_FROM):
+                    sock.sendto(good[:6] + os.urandom(8) + good[14:], where)  # sealed for another connection id
+                    await trio.sleep(0.001)
+                await trio.sleep(0.1)
+                assert door._half_open_total == RETRY_FROM
+                assert not door._links, "the place is all that is kept"
+                assert len(received(sock)) >= RETRY_FROM, "the others were asked to come again"
+            await serves_an_honest_peer(node)
+
+    trio.run(main)
+
+
+@linux_only
 def test_one_address_has_no_more_than_its_places_though_it_answers_every_retry() -> None:
     async def main() -> None:
         async with victim() as (node, where):

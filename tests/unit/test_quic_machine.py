@@ -159,6 +159,22 @@ def test_bytes_of_streams_that_were_reset_are_given_back_to_the_connection() -> 
     assert not pair.client.is_over
 
 
+def test_bytes_that_were_announced_by_a_reset_and_never_came_are_given_back_too() -> None:
+    settings = QuicSettings(window_bytes=64 * KIB, receive_total_bytes_max=256 * KIB)
+    pair = Pair(server_settings=settings).open()
+    chance = random.Random(3)
+    for _ in range(30):
+        stream = pair.client.open_stream()
+        pair.client.write(stream, bytes(50 * KIB))
+        pair.loses = lambda _: chance.random() < 0.5
+        pair.settle(rounds=5)
+        pair.client.reset(stream)
+        pair.loses = lambda _: False
+        pair.settle(rounds=80)
+    assert pair.server._local_max_data.used > 100 * KIB
+    assert pair.server._local_max_data.used == pair.server._consumed_total
+
+
 def test_everything_arrives_in_order_although_a_fifth_of_the_datagrams_is_lost() -> None:
     for seed in range(3):
         chance = random.Random(seed)
