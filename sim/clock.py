@@ -35,6 +35,13 @@ class ClockStuck(SimError):
     """The run is over, and some task does not end when it is cancelled."""
 
 
+def seconds_of(elapsed_ns: int) -> float:
+    """Seconds for trio, such that `int(seconds * 1e9)` gives the nanoseconds back: a task that was woken for an instant
+    and reads the clock in nanoseconds must not find that it is one too early, and go to sleep for ever."""
+    seconds = elapsed_ns / SECOND
+    return seconds if int(seconds * SECOND) >= elapsed_ns else math.nextafter(seconds, math.inf)
+
+
 class SimClock(trio.abc.Clock):
     """trio's time is the kernel's: seconds since the start of the simulation."""
 
@@ -50,7 +57,7 @@ class SimClock(trio.abc.Clock):
         pass
 
     def current_time(self) -> float:
-        return (self.kernel.now - self.kernel.start_ns) / SECOND
+        return seconds_of(self.kernel.now - self.kernel.start_ns)
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         if self._is_stuck:
@@ -70,7 +77,7 @@ class SimClock(trio.abc.Clock):
     def instant_ns(self, seconds: float) -> int:
         """The first instant at which `current_time()` is not before that many seconds."""
         at = self.kernel.start_ns + math.ceil(seconds * SECOND)
-        while (at - self.kernel.start_ns) / SECOND < seconds:
+        while seconds_of(at - self.kernel.start_ns) < seconds:
             at += 1
         return at
 
@@ -82,7 +89,10 @@ class SimClock(trio.abc.Clock):
             wait_s = trio.lowlevel.current_statistics().seconds_to_next_deadline
             deadline_ns = until_ns
             if wait_s < math.inf:
-                deadline_ns = min(until_ns, self.instant_ns(self.current_time() + max(0.0, wait_s)))
+                due_ns = self.instant_ns(self.current_time() + max(0.0, wait_s))
+                if wait_s > 0:  # a deadline less than a nanosecond away must come, too
+                    due_ns = max(due_ns, kernel.now + 1)
+                deadline_ns = min(until_ns, due_ns)
             self.jumps += 1
             self._drain(deadline_ns)
         await trio.testing.wait_all_tasks_blocked()

@@ -9,8 +9,9 @@ import time
 import trio
 import trio._core._run as trio_run
 
-from sim.clock import deterministic_scheduling, run_trio
+from sim.clock import deterministic_scheduling, run_trio, seconds_of
 from sim.kernel import MILLISECOND, SECOND, Kernel
+from sim.rng import stream
 
 
 def test_trio_still_has_the_private_names_that_make_its_order_follow_a_seed():
@@ -109,6 +110,30 @@ def test_what_is_cut_off_at_the_end_may_clean_up_in_its_own_time():
     run_trio(kernel, main, until_ns=kernel.start_ns + SECOND, on_end=lambda: ends.append(kernel.elapsed_s))
     assert ends == [1.0]
     assert seen == [4.0]
+
+
+def test_nanoseconds_survive_the_way_through_trios_seconds():
+    chance = stream(1, "instants")
+    for _ in range(100_000):
+        elapsed_ns = chance.below(10 ** chance.between(1, 16))
+        assert int(seconds_of(elapsed_ns) * 1e9) in (elapsed_ns, elapsed_ns + 1)
+
+
+def test_a_task_that_waits_for_an_instant_in_nanoseconds_wakes_when_it_has_come():
+    """As the muxer's keep-alive does, which spun for ever at one instant when time came back a nanosecond short."""
+    kernel, turns = Kernel(1), []
+
+    async def main(clock) -> None:
+        chance = stream(2, "deadlines")
+        deadline_ns = 0
+        for _ in range(2000):
+            deadline_ns += chance.below(SECOND)
+            while int(trio.current_time() * 1e9) < deadline_ns:
+                await trio.sleep_until(deadline_ns / 1e9)
+                turns.append(deadline_ns)
+
+    run_trio(kernel, main, until_ns=kernel.start_ns + 3000 * SECOND)
+    assert len(turns) <= 2000
 
 
 STUCK = """
