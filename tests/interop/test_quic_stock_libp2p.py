@@ -31,6 +31,7 @@ def _leftovers_are_found_here() -> Iterator[None]:
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
 
+
 LISTEN = "/ip4/127.0.0.1/udp/0/quic-v1"
 
 
