@@ -16,7 +16,7 @@ from cocoon.market.offer import OfferSpec, draft_offer, finish_offer
 from cocoon.types import NO_DIGEST, SECOND_NS
 from cocoon.wire.signing import stake_statement
 from sim.adversary.base import HOST_HOUR_NANO, IDENTITY_NANO, MESSAGE_NANO, Action, Adversary, View
-from sim.econ.env import Key
+from sim.econ.crypto import Key
 from sim.econ.provider import ProviderPeer
 
 SPAM_PER_S = 5  # new identities per second and node

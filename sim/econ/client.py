@@ -25,7 +25,8 @@ from cocoon.serve.events import EvidenceReceived, OutputReceived, RequestRefused
 from cocoon.serve.reasons import Reason
 from cocoon.serve.sealing import SUITE_X25519
 from cocoon.types import MILLISECOND_NS, NANO_PER_TON, SECOND_NS, PeerId
-from sim.econ.env import Conn, Env, Key, Syn, Wake
+from sim.econ.crypto import Key
+from sim.econ.env import Conn, Env, Syn, Wake
 from sim.econ.money import Counting, Purse
 from sim.econ.provider import ProviderPeer
 

@@ -4,32 +4,21 @@
     conn = Conn(env, a, b, …); conn.send(a, message)         # ordered and reliable, as a stream is
     wake = Wake(env.kernel, machine.deadline, on_time); wake.look()   # after every call of the machine
 
-Signatures are real ed25519, and each is verified once in the whole simulation (`SignatureMemo`): the answer cannot
-differ from node to node. HPKE and the chunk cipher are stand-ins of the same sizes (`SimCrypto`) that still refuse
-what was not sealed for them: they hide nothing, cost little and draw no randomness from the system, so that runs
-repeat.
+Keys, signatures and seals are in `crypto.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
-import nacl.bindings
-from cryptography.exceptions import InvalidTag
-
-from cocoon.errors import BadSignature
-from cocoon.serve.sealing import seal_error
-from cocoon.types import MILLISECOND_NS, Network, Secret
-from cocoon.wire.signing import verify as verify_once
+from cocoon.types import MILLISECOND_NS, Network
+from sim.econ.crypto import SignatureMemo, SimCrypto
 from sim.kernel import Kernel
 from sim.rng import Stream, stream
 
-MEMO_MAX: Final = 400_000  # verified signatures kept: about 100 MB
 RETRANSMIT_NS: Final = 250 * MILLISECOND_NS  # after a lost frame; doubles
 RETRANSMIT_MAX_NS: Final = 8_000 * MILLISECOND_NS
 FRAME_OVERHEAD_BYTES: Final = 60  # TCP/IP, Noise and yamux around one frame
@@ -41,114 +30,6 @@ class Wire(Protocol):
     def send(self, src: int, dst: int, size: int, deliver: Callable[..., None], *args: object) -> bool:
         """`deliver(*args)` when it arrives; False: it never will."""
         ...
-
-
-class Key:
-    """An ed25519 key pair, the same for the same name."""
-
-    __slots__ = ("_secret", "public")
-
-    def __init__(self, name: str) -> None:
-        seed = hashlib.sha256(name.encode()).digest()
-        self.public, self._secret = nacl.bindings.crypto_sign_seed_keypair(seed)
-
-    def sign(self, message: bytes) -> bytes:
-        """Over exactly these bytes."""
-        return bytes(nacl.bindings.crypto_sign(message, self._secret)[:64])
-
-
-class SignatureMemo:
-    """Verifies each signature once."""
-
-    def __init__(self) -> None:
-        self._known: OrderedDict[bytes, bool] = OrderedDict()
-        self.verified = 0
-
-    def verify(self, key: bytes, signature: bytes, message: bytes) -> None:
-        """As `cocoon.wire.signing.verify`. Raises `BadSignature`."""
-        name = hashlib.blake2b(message, key=key[:32], digest_size=32).digest() + signature
-        good = self._known.get(name)
-        if good is None:
-            self.verified += 1
-            try:
-                verify_once(key, signature, message)
-                good = True
-            except BadSignature:
-                good = False
-            self._known[name] = good
-            if len(self._known) > MEMO_MAX:
-                self._known.popitem(last=False)
-        if not good:
-            raise BadSignature("the signature does not verify")
-
-
-@contextmanager
-def shared_signatures(memo: SignatureMemo) -> Iterator[None]:
-    """Offers and beacons are verified through the memo while this is open: their books call `verify` by themselves."""
-    import cocoon.market.beacon
-    import cocoon.market.equivocation
-    import cocoon.market.offer
-
-    modules: tuple[Any, ...] = (cocoon.market.beacon, cocoon.market.equivocation, cocoon.market.offer)
-    before = [module.verify for module in modules]
-    for module in modules:
-        module.verify = memo.verify
-    try:
-        yield
-    finally:
-        for module, verify in zip(modules, before, strict=True):
-            module.verify = verify
-
-
-class SimCipher:
-    """An AEAD's sizes and refusals, without secrecy."""
-
-    __slots__ = ("_key",)
-
-    def __init__(self, key: bytes) -> None:
-        self._key = key
-
-    def encrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
-        """The data and 16 bytes."""
-        return data + self._tag(nonce, data, associated_data)
-
-    def decrypt(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
-        """Raises `InvalidTag`."""
-        plain, tag = data[:-16], data[-16:]
-        if self._tag(nonce, plain, associated_data) != tag:
-            raise InvalidTag
-        return plain
-
-    def _tag(self, nonce: bytes, data: bytes, associated_data: bytes | None) -> bytes:
-        head = nonce + len(data).to_bytes(4, "big") + (associated_data or b"")
-        return hashlib.blake2b(head + data, key=self._key[:64], digest_size=16).digest()
-
-
-class SimCrypto:
-    """`cocoon.serve.sealing.Crypto` with HPKE's sizes: 32 bytes of encapsulation and 16 of tag."""
-
-    def public_key(self, private: Secret) -> bytes:
-        """The public half."""
-        return hashlib.blake2b(private.reveal(), digest_size=32, person=b"sim public").digest()
-
-    def seal(self, public: bytes, plaintext: bytes, info: bytes) -> bytes:
-        """48 bytes more than the plaintext."""
-        return self._head(public, plaintext, info) + plaintext
-
-    def open(self, private: Secret, sealed: bytes, info: bytes) -> bytes:
-        """Raises `SealError`."""
-        head, plaintext = sealed[:48], sealed[48:]
-        if self._head(self.public_key(private), plaintext, info) != head:
-            raise seal_error()
-        return plaintext
-
-    def cipher(self, key: bytes) -> SimCipher:
-        """For chunks."""
-        return SimCipher(key)
-
-    @staticmethod
-    def _head(public: bytes, plaintext: bytes, info: bytes) -> bytes:
-        return hashlib.blake2b(info + plaintext, key=public, digest_size=48).digest()
 
 
 @dataclass(slots=True, kw_only=True)

@@ -25,8 +25,9 @@ from cocoon.wire.messages import OffersQuery
 from sim.chain import ChainTerms, Ledger, Outage, Reorg, SimChain
 from sim.chain.gas import Fees
 from sim.econ.client import ClientPeer, ClientSetup
+from sim.econ.crypto import Key
 from sim.econ.engine import Engine
-from sim.econ.env import Env, Key
+from sim.econ.env import Env
 from sim.econ.money import open_account
 from sim.econ.orders import Order
 from sim.econ.policies import make_policy

@@ -23,7 +23,8 @@ from cocoon.ports import PaymentRecord, StoredClaim, StoredReservation, StoredVo
 from cocoon.types import MILLISECOND_NS, NANO_PER_TON
 from sim.chain import Account, Claim, SimChain, WalletMessage
 from sim.chain.chain import Transfer
-from sim.econ.env import Env, Key, SimDisk, Wake
+from sim.econ.crypto import Key
+from sim.econ.env import Env, SimDisk, Wake
 
 LOOK_NS: Final = 150 * MILLISECOND_NS  # a proof: some round trips to two servers
 CLAIM_VALUE_NANO: Final = NANO_PER_TON // 50  # attached to a claim; what is not used comes back with the payout

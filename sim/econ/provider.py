@@ -26,8 +26,9 @@ from cocoon.serve.events import (
 from cocoon.serve.sealing import SealingKeys
 from cocoon.types import MILLISECOND_NS, NO_DIGEST, SECOND_NS, Digest, PeerId
 from cocoon.wire.signing import stake_statement
+from sim.econ.crypto import Key
 from sim.econ.engine import Engine
-from sim.econ.env import Conn, Env, Key, Wake
+from sim.econ.env import Conn, Env, Wake
 from sim.econ.money import Counting, Till
 from sim.econ.policies import Policy, Window
 from sim.econ.served import Served

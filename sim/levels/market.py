@@ -26,7 +26,8 @@ from cocoon.ports import Verdict
 from cocoon.types import SECOND_NS, PeerId
 from p2p.gossip import Verdict as GossipVerdict
 from sim.econ.client import ClientPeer
-from sim.econ.env import Env, shared_signatures
+from sim.econ.crypto import shared_signatures
+from sim.econ.env import Env
 from sim.econ.market import Market, Model
 from sim.econ.provider import ProviderPeer
 from sim.kernel import Kernel, quiet_collector

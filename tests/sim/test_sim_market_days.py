@@ -10,7 +10,8 @@ from cocoon.types import SECOND_NS
 from sim.chain import Account, Notice, Roll, WalletMessage
 from sim.chain.chain import Transfer
 from sim.econ.client import ClientPeer
-from sim.econ.env import Env, Key, shared_signatures
+from sim.econ.crypto import Key, shared_signatures
+from sim.econ.env import Env
 from sim.econ.market import Market
 from sim.econ.orders import Order
 from sim.econ.provider import ProviderPeer
