@@ -20,6 +20,7 @@ from ..api import paying as api_paying
 from ..errors import CocoonError, ConfigError, PaymentError, ProofInvalid, Unavailable
 from ..types import NO_DIGEST, format_ton
 from .console import Console
+from .earnings import payout_of
 from .money import check_mainnet, open_wallet_with, opened_chain
 from .options import Setup
 
@@ -56,6 +57,7 @@ def unlock_for_claims(prepared: Setup) -> WalletKey | None:
     if provider.payout is None:
         raise ConfigError("--stake says who answers, but not who is paid", advice="Add --payout wallet.")
     if provider.payout != PAYOUT_WALLET:
+        payout_of(prepared)  # a mistyped address is said now, not once the model is loaded
         return None
     from ..adapters.ton.wallet_file import open_wallet
 
@@ -78,7 +80,6 @@ async def opened_money(
     from ..adapters.ton.journal import FileJournal
     from ..adapters.ton.paying import provider_payments
     from ..adapters.ton.sending import ChainWallet
-    from .earnings import payout_of
 
     network = config.network_id
     payout = payout_of(prepared)

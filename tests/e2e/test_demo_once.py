@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.world import World
+from tests.e2e.world import Service, World
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +114,8 @@ def test_however_a_demo_ends_no_process_is_left(tmp_path: Path, number: signal.S
     with world.service("demo", "--port", "0", "--providers", "1", *words) as demo:
         # the demo, the node, the provider; the devnet and its virtual machine
         assert len(world.survivors()) >= (5 if is_paid else 3)
+        if is_paid:
+            _a_chat_is_paid_and_claimed(world, demo)
         code = demo.stop(number)
     assert code == (-9 if number is signal.SIGKILL else 0)
     assert world.wait_no_survivors(12) == []
@@ -121,6 +123,23 @@ def test_however_a_demo_ends_no_process_is_left(tmp_path: Path, number: signal.S
     if number is signal.SIGKILL:
         _next_demo_removes(left, world)
     assert list(world.temporary.glob("cocoon-demo-*")) == []
+
+
+def _a_chat_is_paid_and_claimed(world: World, demo: Service) -> None:
+    """Beside the gateway, from an account of its own; the demo shows the claim."""
+    folder = Path(demo.ready["money"]["chain_config"]).parents[1]
+    words = ("--bootstrap", demo.ready["bootstrap"], "--trust", "simulated")
+    free = world.run("chat", "What is Cocoon?", *words, "--json")
+    assert free.returncode == 4
+    assert "cocoon account open" in free.stdout
+    ran = world.run("chat", "What is Cocoon?", *words, "--home", str(folder / "chat"), "--json")
+    assert ran.returncode == 0, ran.stderr
+    cost_nano = json.loads(ran.stdout.splitlines()[-1])["cost_nano"]
+    assert demo.process.stdout is not None
+    claimed = json.loads(demo.process.stdout.readline())
+    assert (claimed["event"], claimed["payer"], claimed["amount_nano"]) == ("claimed", "the chat's account", cost_nano)
+    earned = json.loads(world.run("earnings", "--json", "--home", str(folder / "provider-1")).stdout)
+    assert earned["total"]["due_nano"] == earned["held_nano"] == cost_nano
 
 
 def _next_demo_removes(left: list[Path], world: World) -> None:

@@ -36,6 +36,7 @@ CLIENTS = [SigningKey(bytes((n,)) * 32) for n in (1, 2)]
 OWNERS = [bytes((n,)) * 32 for n in (0xC1, 0xC2)]
 ACCOUNTS = [contracts.account_address(owner, 7) for owner in OWNERS]
 EPOCH = 1_790_000_000
+PHRASE = new_words(CountingEntropy("a provider"))
 
 
 class Books:
@@ -110,7 +111,7 @@ def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     home, chain = tmp_path / "home", FakeChain()
     head = create_wallet_file(
         home / "wallet.devnet.json",
-        new_words(CountingEntropy("a provider")),
+        PHRASE,
         network=NETWORK,
         passphrase=Secret(b"a passphrase"),
         entropy=CountingEntropy("file"),
