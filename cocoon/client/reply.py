@@ -220,7 +220,7 @@ class RunningReply:
             limits = self._token_limits(choice.chosen.offer)
             attempt = await self._attempt_at(choice.chosen.offer, limits)  # our own money: no provider helps
             try:
-                await self._open(choice.chosen, limits, attempt)
+                await self._open_in_time(choice.chosen, limits, attempt)
                 return
             except CocoonError as error:
                 self._failed(choice.chosen.candidate.listed, error)
@@ -287,6 +287,17 @@ class RunningReply:
             self._running.cancel()
         if self._budget is not None and self._client.spending is not None:
             self._client.spending.over(self._budget)
+
+    async def _open_in_time(self, scored: Scored, limits: tuple[int, int], attempt: Attempt | None) -> None:
+        """`_open`; when an answer is to go on, whoever is slow to take it is passed over."""
+        if not self._first_ns:
+            await self._open(scored, limits, attempt)
+            return
+        patience_s = self._client.settings.move_timeout_s
+        with trio.move_on_after(patience_s) as patience:
+            await self._open(scored, limits, attempt)
+        if patience.cancelled_caught:
+            raise Unavailable(f"did not take the answer over within {patience_s:g} s")
 
     async def _open(self, scored: Scored, limits: tuple[int, int], attempt: Attempt | None) -> None:
         listed = scored.candidate.listed
@@ -408,11 +419,17 @@ class RunningReply:
             event = await _event_within(running, settings.probe_timeout_s)
             if event is not None:
                 return event
-            if running.heard_ns < asked_ns:
+            if running.heard_ns < asked_ns and await self._has_another():
                 running.cancel()
                 silent_s = patience_s + settings.probe_timeout_s
                 raise StreamBroken(f"the provider has been silent for {silent_s:.1f} s and does not answer")
             patience_s = PROBE_EVERY_S
+
+    async def _has_another(self) -> bool:
+        """Whether somebody else could take over. With nobody else, waiting is better than giving up."""
+        excluded = frozenset((*self._excluded, self._current.offer.provider))
+        choice = await self._client.choose(self._request, excluded=excluded, spent=self._spent_nano)
+        return choice.chosen is not None
 
     # --- endings -----------------------------------------------------------------------------------------
 
@@ -477,10 +494,12 @@ class RunningReply:
             self._client.history.failed(listed.reputation_key, now=now)
         self._excluded.add(provider)
         may_go_on = _may_try_elsewhere(error) or (self._shown_ids and isinstance(error, InvalidRequest))
-        if not may_go_on or len(self._failed_since) >= self._client.settings.attempts_max:
+        settings = self._client.settings
+        tries = settings.moves_max if self._first_ns else settings.attempts_max
+        if not may_go_on or len(self._failed_since) >= tries:
             raise error
         if self._first_ns and self._began_ns:
-            if self._request.features & _WITH_GRAMMAR or self._resumes >= self._client.settings.resumes_max:
+            if self._request.features & _WITH_GRAMMAR or self._resumes >= settings.resumes_max:
                 raise error
             self._resumes += 1
             self._began_ns = 0

@@ -38,13 +38,15 @@ class ClientSettings:
     verifies_in_threads: bool = True  # False in virtual time: a mock clock does not wait for threads
     ceiling: PriceCeiling = field(default_factory=PriceCeiling)
     attempts_max: int = 3  # providers tried in a row without a token: the first choice and two more
+    moves_max: int = 8  # the same, to go on with an answer: somebody reads it already
+    move_timeout_s: float = 2.0  # for another provider to take an answer over
     resumes_max: int = 10  # of one answer whose provider was lost; 0: such a loss is an error
     offers_wait_s: float = 10.0  # for the first offer of a model that nobody has offered yet
     queue_wait_s: float = 30.0  # a provider may let a request wait for a slot
     first_token_timeout_s: float = 60.0  # after it was accepted
     stall_timeout_s: float = 60.0  # between two pieces of output, while the provider answers that it lives
-    quiet_s: float = 0.6  # between two pieces of output, before it is asked
-    probe_timeout_s: float = 1.0  # for that answer: a loaded machine takes its time
+    quiet_s: float = 0.4  # between two pieces of output, before it is asked
+    probe_timeout_s: float = 0.5  # for that answer; then another takes over, if there is one
     output_tokens_default: int = 1_024  # when the request names no limit and the context has room
     payment: PaymentAccount | None = None  # None: only offers that ask for no payment are used
 
