@@ -51,15 +51,15 @@ async def came_back(
     chain: Chain, sent: ChainTransaction, *, source: bytes, watch: Callable[[Head], None] = lambda _: None
 ) -> Nano:
     """What `source` sent the wallet in answer to `sent`; 0 when nothing is seen in time. Raises as the port says."""
+    found: ChainTransaction | None = None
     with trio.move_on_after(WAIT_S):
-        while True:
+        while found is None:
             history = await chain.transactions(sent.account, after_lt=sent.lt, count_max=HISTORY_DEPTH)
             found = next((each for each in history if each.source == source), None)
-            if found is not None:
-                return found.value_nano
-            watch(await chain.head())
-            await trio.sleep(LOOK_EVERY_S)
-    return 0
+            if found is None:
+                watch(await chain.head())
+                await trio.sleep(LOOK_EVERY_S)
+    return 0 if found is None else found.value_nano
 
 
 async def _seen(
