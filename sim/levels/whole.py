@@ -28,8 +28,10 @@ from p2p.driver.gossip_driver import Gossip
 from p2p.driver.kad_driver import Dht
 from p2p.errors import P2PError
 from p2p.gossip import Send
-from p2p.identity import peer_id_of_seed
+from p2p.identity import peer_id_of_seed, peer_id_to_bytes
 from p2p.interface import DhtMode, NodeSettings, ReachSettings, Verdict
+from p2p.kad import ClosestFound
+from p2p.kad.messages import kad_id
 from sim.churn import read_trace, sessions
 from sim.clock import SimClock, run_trio
 from sim.errors import WorldInvalid
@@ -283,17 +285,17 @@ class WholeWorld:
         span = spec.lookups_until_s - spec.lookups_from_s
         for number in range(spec.lookups if len(members) > 1 and span > 0 else 0):
             await trio.sleep_until(spec.lookups_from_s + number * span / spec.lookups)
-            asker, wanted = chance.sample(members, 2)
-            if asker.node is not None and wanted.node is not None:
-                nursery.start_soon(self._look_up, number, asker, wanted)
+            key, asker = chance.bytes(32), chance.choice(members)
+            if asker.node is not None:
+                nursery.start_soon(self._look_up, number, asker, key)
 
-    async def _look_up(self, number: int, asker: _Whole, wanted: _Whole) -> None:
-        """A node looks for another by its id."""
+    async def _look_up(self, number: int, asker: _Whole, key: bytes) -> None:
+        """A node looks for the nodes that are closest to a random key."""
         began, found, opened = self.kernel.now, False, asker.node
         try:
             with clock_host(asker.host):
-                info = await opened.find_peer(wanted.peer)
-            found = wanted.address in info.addresses
+                closest = await opened.dht.find_closest(key)
+            found = bool(closest) and closest[0] == self._closest_alive(key, asker)
         except P2PError as error:
             self.failed("lookup", error)
         took_ms = (self.kernel.now - began) / _MS
@@ -308,6 +310,16 @@ class WholeWorld:
             duration_ns=self.kernel.now - began,
             found_closest=int(found),
         )
+
+    def _closest_alive(self, key: bytes, asker: _Whole) -> bytes | None:
+        """The server that is closest to the key now, among all but the asker."""
+        target = kad_id(key)
+        servers = [
+            peer_id_to_bytes(node.peer)
+            for node in self.with_role("dht")
+            if node.node is not None and node is not asker and node.spec.link.nat == "public"
+        ]
+        return min(servers, key=lambda peer: kad_id(peer) ^ target, default=None)
 
     # --- what was measured -------------------------------------------------------------------------------
 
@@ -370,6 +382,15 @@ class _CountedGossip(Gossip):
         super()._enqueue(effect)
 
 
+class _AskedDht(Dht):
+    """The driver's DHT, which can also be asked for the peers closest to a key."""
+
+    async def find_closest(self, key: bytes) -> list[bytes]:
+        await self._wait_known()
+        result = await self._result(*self.node.find_closest(key, now=self._now()))
+        return [found.peer for found in result.peers] if isinstance(result, ClosestFound) else []
+
+
 @contextmanager
 def _scenario_settings(scenario: Scenario, sent: Sent, roles: list[tuple[str, ...]]) -> Iterator[None]:
     """Nodes that are opened within it have the scenario's settings of gossip and DHT, which the driver fixes."""
@@ -383,7 +404,7 @@ def _scenario_settings(scenario: Scenario, sent: Sent, roles: list[tuple[str, ..
     def new_dht(*args: Any, **named: Any) -> Dht:
         host = current_host()
         has_role = host is not None and "dht" in roles[host.number]
-        return Dht(*args, settings=settings if has_role else quiet, **named)
+        return _AskedDht(*args, settings=settings if has_role else quiet, **named)
 
     module.Dht = new_dht
     try:
