@@ -12,7 +12,7 @@ from typing import Final
 from ..types import NANO_PER_TON, SECOND_NS, Nano
 
 CLAIM_COSTS_WORTH: Final = 100  # a claim of so many times its own cost is worth 1 % of itself
-CLAIM_COSTS_RIDING: Final = 10  # and from here on it may ride along when another one is due
+CLAIM_COSTS_RIDING: Final = 10  # and from here on it may ride along, or be made because the credit is used up
 CLAIM_INTERVAL_NS: Final = 24 * 3_600 * SECOND_NS
 CLAIMS_PER_MESSAGE_MAX: Final = 64  # W5 wallets take 255; each claim attaches 0.02 TON that is out for seconds
 RETRY_NS: Final = 60 * SECOND_NS  # doubles with every attempt that did not show on chain
@@ -38,8 +38,8 @@ class ClaimCase:
 
 def claim_at(case: ClaimCase, *, now: int) -> int | None:
     """When to submit, in ns: not later than `now` means at once; None means not for now."""
-    if case.needs_ceiling and case.grantable_nano > case.cost_nano:
-        return now
+    if case.needs_ceiling and max(case.grantable_nano, case.claimable_nano) >= CLAIM_COSTS_RIDING * case.cost_nano:
+        return now  # what it secures lets more leave; a client that reserves little makes us claim more often
     if case.claimable_nano <= case.cost_nano:
         return None  # dust: claiming it would lose money
     is_cornered = case.exposure_nano > 0 and case.free_nano < 2 * case.exposure_nano

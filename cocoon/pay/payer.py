@@ -467,7 +467,8 @@ class Payer:
             self._terms.reserve_step_nano, self._terms.reserve_max_nano - held_elsewhere, promised - cumulative + free
         )
         wanted = ledger.wanted_ceiling_nano or cumulative + step
-        return max(0, min(wanted, cumulative + max(0, step)))
+        granted = min(wanted, cumulative + max(0, step))
+        return granted if granted > cumulative else 0
 
     def _held_for_requests(self, ledger: PayoutLedger) -> Nano:
         """Budgets and debts that a reservation must leave room for."""

@@ -253,7 +253,7 @@ class Point:
 
     def settled(self) -> None:
         """Everything that arrived is paid for, and nothing else; at most a window is lost."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while self.kept("provider") != self.kept("client") and time.monotonic() < deadline:
             time.sleep(0.2)
         held = self.kept("provider")

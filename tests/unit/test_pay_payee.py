@@ -390,8 +390,10 @@ CASE = ClaimCase(
         ({"claimable_nano": 100 * COST}, NOW),
         ({"claimable_nano": COST}, None),
         ({"claimable_nano": COST, "is_noticed": True}, None),  # dust: claiming loses money
-        ({"needs_ceiling": True}, NOW + 24 * HOUR_NS),
-        ({"needs_ceiling": True, "grantable_nano": 2 * COST}, NOW),
+        ({"needs_ceiling": True}, NOW),
+        ({"needs_ceiling": True, "claimable_nano": 9 * COST}, NOW + 24 * HOUR_NS),
+        ({"needs_ceiling": True, "claimable_nano": 2 * COST, "grantable_nano": 9 * COST}, NOW + 24 * HOUR_NS),
+        ({"needs_ceiling": True, "claimable_nano": 2 * COST, "grantable_nano": 10 * COST}, NOW),
         ({"grantable_nano": TON}, NOW + 24 * HOUR_NS),
     ],
 )
