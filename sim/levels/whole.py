@@ -15,22 +15,14 @@ addresses in an order that depends on PYTHONHASHSEED.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import trio
 
 import p2p.driver.node
-from p2p.driver.gossip_driver import Gossip
-from p2p.driver.kad_driver import Dht
 from p2p.errors import P2PError
-from p2p.gossip import Send
 from p2p.identity import peer_id_of_seed, peer_id_to_bytes
 from p2p.interface import DhtMode, NodeSettings, ReachSettings, Verdict
-from p2p.kad import ClosestFound
 from p2p.kad.messages import kad_id
 from sim.churn import read_trace, sessions
 from sim.clock import SimClock, run_trio
@@ -38,14 +30,14 @@ from sim.errors import WorldInvalid
 from sim.kernel import SECOND, Kernel
 from sim.levels.building import new_network
 from sim.levels.counts import Sent
-from sim.levels.dht import kad_settings
 from sim.levels.entropy import simulated_modules
-from sim.levels.gossip import UNDER_WAY_S, gossip_settings
+from sim.levels.gossip import UNDER_WAY_S
 from sim.levels.machines import with_ends
 from sim.levels.node import Identity
 from sim.levels.quantiles import Delays, quantile
+from sim.levels.whole_driver import clock_host, scenario_settings
 from sim.net import Nat, Network
-from sim.net.sockets import SimHost, SimHosts, current_host
+from sim.net.sockets import SimHost, SimHosts
 from sim.out import Progress, Sink
 from sim.result import LevelResult
 from sim.rng import Stream, stream
@@ -56,7 +48,6 @@ NODES_MAX = 200  # each holds some megabytes and twenty tasks per connection
 PORT = 4001
 DIALS_AT_S = 0.5  # when all listeners stand
 BEATS_FROM_S = 2.0  # when connections stand: else the first meshes are made of whoever is near
-NEVER_S = 1e9
 _MS = 1_000_000
 _MBIT = 1_000_000 / 8
 
@@ -365,54 +356,6 @@ class WholeWorld:
         }
 
 
-def clock_host(host: SimHost) -> Any:
-    """Sockets and entropy of what runs within are the host's."""
-    return host.hosts.as_host(host)
-
-
-class _CountedGossip(Gossip):
-    """The driver's gossip, and what it sends is counted."""
-
-    def __init__(self, *args: Any, sent: Sent, **named: Any) -> None:
-        super().__init__(*args, **named)
-        self._sent = sent
-
-    def _enqueue(self, effect: Send) -> None:
-        self._sent.count(effect.rpc, len(effect.peers))
-        super()._enqueue(effect)
-
-
-class _AskedDht(Dht):
-    """The driver's DHT, which can also be asked for the peers closest to a key."""
-
-    async def find_closest(self, key: bytes) -> list[bytes]:
-        await self._wait_known()
-        result = await self._result(*self.node.find_closest(key, now=self._now()))
-        return [found.peer for found in result.peers] if isinstance(result, ClosestFound) else []
-
-
-@contextmanager
-def _scenario_settings(scenario: Scenario, sent: Sent, roles: list[tuple[str, ...]]) -> Iterator[None]:
-    """Nodes that are opened within it have the scenario's settings of gossip and DHT, which the driver fixes."""
-    module: Any = p2p.driver.node
-    was = module.Gossip, module.Dht
-    spec = scenario.gossip or GossipSpec()
-    module.Gossip = partial(_CountedGossip, settings=gossip_settings(spec), sent=sent)
-    settings = kad_settings(scenario.dht or DhtSpec())
-    quiet = replace(settings, refresh_first_s=NEVER_S)  # a node without the role knows whom it is connected to, no more
-
-    def new_dht(*args: Any, **named: Any) -> Dht:
-        host = current_host()
-        has_role = host is not None and "dht" in roles[host.number]
-        return _AskedDht(*args, settings=settings if has_role else quiet, **named)
-
-    module.Dht = new_dht
-    try:
-        yield
-    finally:
-        module.Gossip, module.Dht = was
-
-
 def run_level(
     scenario: Scenario,
     *,
@@ -440,7 +383,7 @@ def run_level(
 
     kernel.after(SECOND, report)
     roles = [node.spec.roles for node in world.nodes]
-    with _scenario_settings(scenario, world.sent, roles), simulated_modules(kernel):
+    with scenario_settings(scenario, world.sent, roles), simulated_modules(kernel):
         run_trio(kernel, world.main, until_ns=until, on_end=on_end)
     summary["network"] = {
         "messages": world.network.messages,
