@@ -602,7 +602,8 @@ def test_a_client_that_spends_fast_reserves_as_it_is_asked_and_is_never_cut_off(
         provider.role.claim_all()
         await trio.sleep(60)
         assert market.chain.paid[PAYOUT] == reply.summary.cost_nano
-        assert len(provider.wallet.messages) < 40
+        claims_nano = len(provider.wallet.messages) * 1_000_000  # what one costs here
+        assert claims_nano * 20 <= reply.summary.cost_nano  # a twentieth at most goes into claiming
 
     run(scenario)
 
