@@ -32,6 +32,7 @@ TICKS_NS = (10_000, 100_000, 1_000_000)  # the finest that the run's length allo
 _LARGE = 200_000  # nodes: from here on memory decides
 _KEEP_S, _KEEP_LARGE_S, _KEEP_QUEUED_S = 20.0, 8.0, 60.0  # how long a message is spoken of and counted
 _ROWS_MAX = 5_000_000  # deliveries that are written one by one
+_WAYS = 4_096  # delays that stand for all pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +170,24 @@ def latencies_of(scenario: Scenario, *, tick_ns: int, seed: int) -> tuple[NDArra
     return region, np.array(regions.latency_ns, np.float64) / tick_ns
 
 
+def ways_of(scenario: Scenario, *, seed: int) -> Float64:
+    """Delays of one way between random nodes of the network, jitter included, in ms, each as likely."""
+    net = scenario.net
+    jitter = 1.0 + net.jitter / 2
+    if net.model == "uniform":
+        return np.linspace(net.latency_ms[0], net.latency_ms[1], _WAYS) * jitter
+    generator = np.random.Generator(np.random.PCG64(rng.stream(seed, "fast.ways").u64()))
+    if net.model == "matrix":
+        matrix = np.array(load_matrix(scenario.folder / net.file), np.float64)
+        ends = generator.integers(0, len(matrix), (2, _WAYS))
+    else:
+        regions = load_regions(net.model)
+        matrix = np.array(regions.latency_ns, np.float64)
+        ends = generator.choice(len(matrix), (2, _WAYS), p=np.array(regions.weights) / sum(regions.weights))
+    found: Float64 = matrix[ends[0], ends[1]] / 1e6 * jitter
+    return found
+
+
 def churn_of(scenario: Scenario, *, tick_ns: int, seed: int) -> tuple[NDArray[np.bool_], list[Operation]]:
     """Who is up at the start, and who comes and goes then. Raises WorldInvalid."""
     alive: list[bool] = []
@@ -224,7 +243,7 @@ def gossip_model(scenario: Scenario, spec: GossipSpec, *, seed: int, keeps_all: 
     if rules.has_churn:
         operations += [Operation(1, state.UP, int(node)) for node in np.flatnonzero(alive)]
     rows = random_rows(
-        nodes, rules, seed=seed, region=region, matrix=matrix, alive=alive, spare=0 if nodes > _LARGE else 4
+        nodes, rules, seed=seed, region=region, matrix=matrix, alive=alive, spare=0 if nodes > _LARGE else 12
     )
     draw_phases(rows.nodes, heartbeat=rules.heartbeat, seed=seed)
     work = workload_of(spec, nodes, until_s=scenario.run.until_s, tick_ns=tick_ns, seed=seed)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sim.fast.chance import Words, below, mix, seeded, u64, uniform
+from sim.fast.chance import Words, below, mix, seeded, u64
 from sim.fast.jit import inline, kernel, njit, require_speed
 from sim.fast.state import Float64, Int32, Int64
 
@@ -195,8 +195,8 @@ def look_up_all(
     flights: Float64,
     picks: Int64,
 ) -> None:
-    """`numbers`: k, alpha, paths, shift of the index, deepest bucket, first mark · `delays`: low and high of one way,
-    ms · flights: (paths · alpha, 3) time, path, candidate's node."""
+    """`numbers`: k, alpha, paths, shift of the index, deepest bucket, first mark · `delays`: one way in ms, each as
+    likely · flights: (paths · alpha, 3) time, path, candidate's node."""
     k, alpha, paths, shift, deepest, mark = numbers[:6]
     counts = numbers[6:]
     for lookup in range(len(results)):
@@ -236,7 +236,7 @@ def look_up_all(
                     node = candidates[path, at, NODE]
                     took = FAILURE_MS
                     if alive[node]:
-                        took = QUESTION_WAYS * (delays[0] + (delays[1] - delays[0]) * uniform(words))
+                        took = QUESTION_WAYS * delays[below(words, len(delays))]
                     flights[slot, 0] = now + took
                     flights[slot, 1] = path
                     flights[slot, 2] = node
@@ -299,10 +299,10 @@ class LookupModel:
         neighbours = ids[1:] ^ ids[:-1]
         self._deepest = _BITS - int(neighbours.min()).bit_length() if nodes > 1 else 0
 
-    def look_up(
-        self, count: int, *, k: int, alpha: int, paths: int, latency_ms: tuple[float, float] = (10.0, 150.0)
-    ) -> Lookups:
-        """So many lookups of random keys by random nodes that are up. Goes on where the last call ended."""
+    def look_up(self, count: int, *, k: int, alpha: int, paths: int, ways_ms: Float64 | None = None) -> Lookups:
+        """So many lookups of random keys by random nodes that are up. Goes on where the last call ended. `ways_ms`:
+        delays of one way, each as likely; U(10, 150) if they are left out."""
+        ways = np.linspace(10.0, 150.0, 1_001) if ways_ms is None else ways_ms
         width = max(_CANDIDATES, 3 * k + 4)
         results = np.zeros((count, COLUMNS), np.float64)
         numbers = np.array([k, alpha, paths, self._shift, self._deepest, self._mark, *([0] * paths)], np.int64)
@@ -313,7 +313,7 @@ class LookupModel:
                 self._index,
                 self.alive,
                 numbers,
-                np.array(latency_ms, np.float64),
+                ways,
                 self._words,
                 results,
                 self._belongs,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sim.fast import state, validity
-from sim.fast.building import gossip_model, gossipers, keeps_all
+from sim.fast.building import gossip_model, gossipers, keeps_all, ways_of
 from sim.fast.gossip import GossipModel
 from sim.kernel import EPOCH_NS, SECOND
 from sim.levels.machines import with_ends
@@ -171,17 +171,12 @@ def _run_dht(run: _Run, scenario: Scenario, spec: DhtSpec, *, seed: int, sink: S
     nodes = scenario.count_with("dht")
     if nodes < 2 or not spec.lookups:
         return
-    low, high = scenario.net.latency_ms
-    if scenario.net.model != "uniform":
-        run.warnings.append("the DHT takes uniform latencies (net.latency_ms), whatever net.model says")
-    jitter = 1.0 + scenario.net.jitter / 2
+    ways_ms = ways_of(scenario, seed=seed)
     model = LookupModel(nodes, seed=seed)
     parts = []
     for first in range(0, spec.lookups, _LOOKUPS_AT_ONCE):
         count = min(_LOOKUPS_AT_ONCE, spec.lookups - first)
-        parts.append(
-            model.look_up(count, k=spec.k, alpha=spec.alpha, paths=spec.paths, latency_ms=(low * jitter, high * jitter))
-        )
+        parts.append(model.look_up(count, k=spec.k, alpha=spec.alpha, paths=spec.paths, ways_ms=ways_ms))
         progress((first + count) / spec.lookups, f"{first + count:,} lookups")
     hops = np.concatenate([part.hops for part in parts])
     rpcs = np.concatenate([part.rpcs for part in parts])

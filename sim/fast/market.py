@@ -20,6 +20,7 @@ from sim import rng
 from sim.econ.metrics import gini, jain, rounded, share, variation
 from sim.errors import WorldInvalid
 from sim.fast import market_state as state
+from sim.fast.building import ways_of
 from sim.fast.chance import seeded
 from sim.fast.jit import require_speed
 from sim.fast.market_kernel import begin, run
@@ -35,7 +36,6 @@ RULES = {
     "full-information": state.FULL_INFORMATION,
 }
 _ORDERS_MAX = 20_000_000  # of a run: 1.8 GB of trades
-_LATENCY_S = (0.01, 0.15)  # where the scenario has regions: what they come to
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,15 +139,13 @@ def _new(scenario: Scenario, spec: MarketSpec, providers: Float64, clients: Floa
         trades=_roomy(orders),
         queue=2 * slots + 2,
         slots=slots + 1,
+        ways=ways_of(scenario, seed=seed) / 1_000,
         words=seeded(seed, "fast.market"),
     )
     market.core[state.RULE] = RULES[spec.selection]
     market.core[state.MODELS] = len(spec.models)
-    low_s, high_s = _LATENCY_S
-    if scenario.net.model == "uniform":
-        low_s, high_s = scenario.net.latency_ms[0] / 1_000, scenario.net.latency_ms[1] / 1_000
     reals = market.reals
-    reals[state.UNTIL], reals[state.NEAR_S], reals[state.FAR_S] = until_s, low_s, high_s
+    reals[state.UNTIL] = until_s
     reals[state.SURGE_AT], reals[state.SURGE_UNTIL] = spec.surge_at_s, spec.surge_at_s + spec.surge_for_s
     reals[state.SURGE_FACTOR] = spec.surge_factor
     return market

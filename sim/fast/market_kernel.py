@@ -41,8 +41,7 @@ BETTER, WORSE = 0.2, 0.6
 TYPICAL_S = 2.0
 TOKENS_MIN, TOKENS_MAX, PROMPT_MAX = 8, 4_096, 16_000
 
-_11, _32, _PAIR = np.uint64(11), np.uint64(32), np.uint64(0x1F123BB5)
-_DOUBLE = 2.0**-53
+_32, _PAIR = np.uint64(32), np.uint64(0x1F123BB5)
 
 
 # --- chance --------------------------------------------------------------------------------------------------
@@ -85,9 +84,8 @@ def odds(ratio: float) -> float:
 @njit
 def way_s(market: Market, client: int, provider: int) -> float:
     """One way between two of them: the same each time, drawn from their numbers."""
-    reals = market.reals
-    share = float(mix((np.uint64(client) << _32) + np.uint64(provider) + _PAIR) >> _11) * _DOUBLE
-    return float(reals[state.NEAR_S] + (reals[state.FAR_S] - reals[state.NEAR_S]) * share)
+    word = mix((np.uint64(client) << _32) + np.uint64(provider) + _PAIR)
+    return float(market.ways[int((word >> _32) % np.uint64(len(market.ways)))])
 
 
 # --- what a client knows -------------------------------------------------------------------------------------

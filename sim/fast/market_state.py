@@ -93,7 +93,7 @@ WANT, CHOOSE, ARRIVE, PIECE, DEADLINE, SAY = range(6)
 REAL, CHEAPEST, RANDOM, LEAST_LOAD, FULL_INFORMATION = range(5)
 
 # --- `reals` -------------------------------------------------------------------------------------------------
-NOW, UNTIL, SURGE_AT, SURGE_UNTIL, SURGE_FACTOR, NEAR_S, FAR_S, REALS = range(8)
+NOW, UNTIL, SURGE_AT, SURGE_UNTIL, SURGE_FACTOR, REALS = range(6)
 
 # --- columns of `models` -------------------------------------------------------------------------------------
 PROMPT_MEAN, OUTPUT_MEDIAN, OUTPUT_SIGMA, WEIGHT, MODEL_COLUMNS = range(5)
@@ -113,6 +113,7 @@ class Market(NamedTuple):
     free: Int64
     trades: Float64
     models: Float64
+    ways: Float64  # s, one way between two of them, each as likely
     heap_at: Float64
     heap_what: Int64  # (events, 2): order, kind ‖ generation ‖ index
     words: Words
@@ -181,6 +182,7 @@ def new_arrays(
     trades: int,
     queue: int,
     slots: int,
+    ways: Float64,
     words: Words,
 ) -> Market:
     """A market in which nothing has happened. `jobs`: orders at one time at most; `trades`: in the whole run."""
@@ -204,6 +206,7 @@ def new_arrays(
         free=np.arange(jobs, dtype=np.int64)[::-1].copy(),
         trades=np.zeros((trades, T_COLUMNS)),
         models=models,
+        ways=ways,
         heap_at=np.zeros(events),
         heap_what=np.zeros((events, 2), np.int64),
         words=words,

