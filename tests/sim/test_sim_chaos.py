@@ -43,7 +43,7 @@ def test_every_law_holds_whatever_strikes(how_far: HowFar) -> None:
     how_far(f"chaos, {found.words()}", found.stories, STORIES_LONG, "stories")
     assert not found.failures, "\n".join(report(told) for told in found.failures)
     assert found.stories >= 5
-    assert found.done > 0.5 * found.requests
+    assert found.done > 0.25 * found.requests  # some are of accounts that ran dry
     assert {"crash", "partition", "clock", "disk", "chain", "reorg", "loss"} <= set(found.faults)
 
 
