@@ -1,22 +1,28 @@
-"""Two statements of one operator over one slot: the proof, as it is kept and shown."""
+"""Two contradicting offers of one operator, as a peer's offer book finds them: the proof, as it is kept and shown."""
 
 from __future__ import annotations
 
 from nacl.signing import SigningKey
 
-from cocoon.market.equivocation import EquivocationProof, SignedStatement
-from cocoon.types import Network
-from cocoon.wire.signing import stake_statement
+from cocoon.market.book import OfferBook
+from cocoon.market.effects import Persist
+from tests.fakes.market import NEIGHBOUR, NET, NOW, Key, offer
 
 
-def proof_of(operator: SigningKey, *, stake: bytes, key_epoch: int, network: Network = Network.DEVNET) -> bytes:
-    """The operator has signed two digests."""
-    slot = b"\5" * 32
-    parts = []
-    for digest in (b"\1" * 32, b"\2" * 32):
-        signature = operator.sign(stake_statement(network, stake, key_epoch, slot, digest)).signature
-        parts.append(SignedStatement(stake=stake, key_epoch=key_epoch, digest=digest, signature=signature))
-    proof = EquivocationProof(
-        network=network, operator=bytes(operator.verify_key), slot=slot, first=parts[0], second=parts[1]
-    )
-    return proof.encode()
+class _Operator(Key):
+    """An operator whose seed is on a disk."""
+
+    def __init__(self, key: SigningKey) -> None:
+        self._key = key
+        self.public = bytes(key.verify_key)
+
+
+def proof_of(operator: SigningKey, *, stake: bytes, key_epoch: int) -> bytes:
+    """The operator has offered one slot twice; a book that hears both has this."""
+    book = OfferBook(NET)
+    for region in ("DE", "FR"):
+        made = offer(_Operator(operator), seq=5, stake=stake, key_epoch=key_epoch, region=region)
+        judgement = book.receive_offer(NEIGHBOUR, made.message, now=NOW)
+    kept = judgement.effects[0]
+    assert isinstance(kept, Persist)
+    return kept.proof.encode()
