@@ -265,7 +265,7 @@ def _hops(cases: Sequence[Case], data: Path) -> Iterator[str]:
             "## Hops over the size of the network",
             "",
             "The textbook's log2 N is an upper bound only: with k entries per bucket each hop gains about 1 + log2 k",
-            "bits, so log2 N / (1 + log2 k) is what to expect before the last hop.",
+            "bits, so about log2 N / (1 + log2 k) is to be expected.",
             "",
             "| nodes | level | mean hops [95 %] | log2 N / (1 + log2 k) | log2 N |",
             "|---|---|---|---|---|",
