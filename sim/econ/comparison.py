@@ -13,9 +13,10 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from cocoon.market.selection import VALUE_OF_TIME_NANO_PER_S
 from sim.adversary import AdversaryPart, attach_to_market
 from sim.econ.market import Market
 from sim.levels.market import run_market
@@ -52,6 +53,7 @@ class Cell:
     warmup_s: float = 120.0
     clients: int = 4  # gateways: each learns for itself, from some hundred requests
     has_bad: bool = True
+    value_of_time_nano_per_s: int = VALUE_OF_TIME_NANO_PER_S
 
 
 def capacity_per_s(market: Market) -> float:
@@ -81,7 +83,11 @@ def scenario_of(cell: Cell) -> Scenario:
             providers={"providers": ProviderAgent(slots=SLOTS)},
             clients={
                 "clients": ClientAgent(
-                    rate_per_s=0.0, value_nano=(5_000_000, 5_000_000), deadline_s=120.0, deposit_ton=50.0
+                    rate_per_s=0.0,
+                    value_nano=(5_000_000, 5_000_000),
+                    value_of_time_nano_per_s=cell.value_of_time_nano_per_s,
+                    deadline_s=120.0,
+                    deposit_ton=50.0,
                 )
             },
         ),
@@ -99,7 +105,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
             parts.append(attach_to_market(market, specs))
         rate = capacity_per_s(market) * cell.load / cell.clients
         for demand in market.demands:
-            object.__setattr__(demand, "agent", _with_rate(demand.agent, rate))
+            demand.agent = _with_rate(demand.agent, rate)
 
     result, market = run_market(scenario_of(cell), seed=cell.seed, prepare=prepare)
     summary = dict(result.summary["market"])
@@ -122,8 +128,6 @@ def run_cell(cell: Cell) -> dict[str, Any]:
 
 
 def _with_rate(agent: ClientAgent, rate: float) -> ClientAgent:
-    from dataclasses import replace
-
     return replace(agent, rate_per_s=rate)
 
 
@@ -134,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--loads", default=",".join(str(load) for load in LOADS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=6.0)
-    parser.add_argument("--json", default="")
+    parser.add_argument("--value-of-time", type=int, default=VALUE_OF_TIME_NANO_PER_S, help="nanoTON per second")
+    parser.add_argument("--json", default="", help="a file for every cell's summary")
     options = parser.parse_args(argv)
     rows: list[dict[str, Any]] = []
     heads = "load  rule            first p50   p95   p99   failed %  bad att. %  price/cheapest  wasted %  welfare"
@@ -142,7 +147,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     for load in (float(word) for word in options.loads.split(",")):
         for rule in options.rules.split(","):
             cells = [
-                run_cell(Cell(rule=rule, load=load, seed=seed, minutes=options.minutes))
+                run_cell(
+                    Cell(
+                        rule=rule,
+                        load=load,
+                        seed=seed,
+                        minutes=options.minutes,
+                        value_of_time_nano_per_s=options.value_of_time,
+                    )
+                )
                 for seed in range(1, options.seeds + 1)
             ]
             rows += [{"rule": rule, "load": load, "seed": seed + 1, **cell} for seed, cell in enumerate(cells)]
