@@ -13,7 +13,7 @@ from sim.fast import market_state as state
 from sim.fast.chance import seeded
 from sim.fast.jit import kernel
 from sim.fast.market import MarketRun, run_market
-from sim.fast.market_kernel import beta
+from sim.fast.market_choice import beta
 from sim.levels.market import run_market as run_real_market
 from sim.loading import load
 
