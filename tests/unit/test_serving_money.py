@@ -13,12 +13,14 @@ import trio
 import trio.testing
 from nacl.signing import SigningKey
 
+from cocoon import trust
 from cocoon.adapters.ton.addresses import contract_address, wallet_address
 from cocoon.adapters.ton.journal import FileJournal
 from cocoon.adapters.ton.kept import KeptAccount, KeptStake, save_account, save_stake
 from cocoon.adapters.ton.mnemonic import new_words
 from cocoon.adapters.ton.wallet_file import create_wallet_file
 from cocoon.api import paying as api_paying
+from cocoon.api.terms import open_terms
 from cocoon.cli import main, paying
 from cocoon.cli.chat import DaySpending
 from cocoon.cli.console import Console
@@ -236,3 +238,11 @@ def test_a_wallet_in_use_is_waited_for_and_then_said(tmp_path: Path) -> None:
             pass
 
     trio.run(main_, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_program_says_auto_or_none_and_nothing_else() -> None:
+    terms = {"bootstrap": ["/ip4/127.0.0.1/tcp/1"], "trust": trust.Open(), "network": "devnet", "timeout_s": 1.0}
+    assert open_terms(**terms, home=None).pays
+    assert not open_terms(**terms, home=None, account="none").pays
+    with pytest.raises(ConfigError, match="auto or none"):
+        open_terms(**terms, home=None, account="mine")
