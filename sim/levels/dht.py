@@ -67,8 +67,8 @@ class DhtWorkload:
         self._ids: list[tuple[int, Node]] = []
         self._current: _Walk | None = None
         self._numbers = 0
-        world.on_ask(self._on_ask)
-        world.on_answer(self._on_answer)
+        world.dht.on_ask(self._on_ask)
+        world.dht.on_answer(self._on_answer)
         world.on_down(self._on_down)
         self._schedule()
 
@@ -103,7 +103,7 @@ class DhtWorkload:
             return
         self.started += 1
         self._current = walk
-        world.follow(node, started, lambda result: self._ended(node, walk, result))
+        world.dht.follow(node, started, lambda result: self._ended(node, walk, result))
         self._current = None
 
     # --- following a lookup through its questions -------------------------------------------------------------
@@ -188,7 +188,7 @@ class DhtWorkload:
             "lookups_unfinished": self.started - self.ended,
             "lookups_refused": self.refused,
             "duration_ms": {"p50": quantile(times, 0.5), "p95": quantile(times, 0.95), "mean": _mean(times)},
-            "questions_all": self.world.asks,
+            "questions_all": self.world.dht.asks,
             "table_size_mean": _mean([float(size) for size in sizes]),
         }
 

@@ -20,28 +20,25 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from p2p import gossip, kad
+from p2p import gossip
 from p2p.gossip import GossipSettings, Message, Router, Rpc, Verdict
 from p2p.gossip.signing import is_signed_by_source, signer
-from p2p.kad import Ask, KadMessage, KadNode, KadSettings, Kind, network_groups
+from p2p.kad import KadNode, KadSettings, network_groups
 from sim.errors import WorldInvalid
 from sim.kernel import SECOND, Kernel
 from sim.levels.counts import Sent
+from sim.levels.dht_carrier import DIAL_ROUND_TRIPS, DhtCarrier, Done
 from sim.levels.node import Identity, Node, Wrap
-from sim.levels.sharing import kad_bytes
 from sim.net import Nat, Network
 from sim.rng import Stream, stream
 from sim.scenario import LinkSpec, Scenario
 
 NODES_MAX = 1 << 24  # each has a /24 of its own
-DIAL_ROUND_TRIPS = 3  # TCP, Noise, and the stream: `p2p.transport` opens its muxer with the handshake
-DIAL_TIMEOUT_NS = 5 * SECOND  # `p2p.interface.Limits.dial_timeout_s`
 VERDICTS_MAX = 200_000  # signatures whose verdict is remembered, about 20 MB
 _MBIT = 1_000_000 / 8
 
 Deliver = Callable[[Node, bytes, Message], None]
 Validate = Callable[[Node, bytes, Message], Verdict]
-Done = Callable[[Any], None]
 
 
 class Observer:
@@ -87,7 +84,6 @@ class World:
         self.kad_settings = kad_settings or KadSettings()
         self.market: Any = None  # what `sim.levels.market` attaches
         self.refresh_spread_s = 0.0  # nodes that are there from the start look around within this time, not at once
-        self.asks = 0
         self.dials_failed = 0
         self._is_dialler_outbound_only = is_dialler_outbound_only
         self._trace = kernel.trace.add
@@ -98,9 +94,7 @@ class World:
         self._validators: dict[str, Validate] = {}
         self._on_up: list[Callable[[Node], None]] = []
         self._on_down: list[Callable[[Node], None]] = []
-        self._operations: dict[tuple[int, int], Done] = {}  # (node, operation) → who wants to know
-        self._on_ask: list[Callable[[Node, Ask], None]] = []
-        self._on_answer: list[Callable[[Node, int, KadMessage | None, bool], None]] = []
+        self.dht = DhtCarrier(self)
 
     # --- nodes -------------------------------------------------------------------------------------------
 
@@ -199,7 +193,7 @@ class World:
             self.kernel.at(node.router.deadline() - node.clock_offset, self._wake_router, node, node.session)
         if node.kad is not None:
             node.kad_at = None
-            self._reschedule_kad(node)
+            self.dht.reschedule(node)
         for handler in self._on_up:
             handler(node)
 
@@ -235,7 +229,7 @@ class World:
             self.kernel.at(node.router.deadline() - node.clock_offset, self._wake_router, node, node.session)
         if node.kad is not None:
             node.kad_at = None
-            self._reschedule_kad(node)
+            self.dht.reschedule(node)
 
     def _new_router(self, node: Node, now: int) -> Router:
         router = Router(
@@ -330,7 +324,7 @@ class World:
             if one.router is not None:
                 self.perform_gossip(one, one.router.peer_changed(other.peer, connected=False, now=now))
             if one.kad is not None:
-                self.perform_kad(one, one.kad.peer_changed(other.peer, connected=False, now=now))
+                self.dht.perform(one, one.kad.peer_changed(other.peer, connected=False, now=now))
 
     def _connected(self, node: Node, other: Node, *, is_outbound: bool) -> None:
         now = self.now_of(node)
@@ -357,7 +351,7 @@ class World:
                 addresses=other.identity.addresses,
                 now=self.now_of(node),
             )
-            self.perform_kad(node, effects)
+            self.dht.perform(node, effects)
 
     def is_server(self, node: Node) -> bool:
         """Serves the DHT: who cannot be dialled asks only."""
@@ -435,123 +429,14 @@ class World:
 
     # --- DHT ---------------------------------------------------------------------------------------------
 
-    def on_ask(self, handler: Callable[[Node, Ask], None]) -> None:
-        """`handler(node, ask)` for every question that a node sends."""
-        self._on_ask.append(handler)
-
-    def on_answer(self, handler: Callable[[Node, int, KadMessage | None, bool], None]) -> None:
-        """`handler(node, request id, answer, True)` before the node's machine takes an answer or its lack, and the same
-        with False once its effects are carried out."""
-        self._on_answer.append(handler)
-
     def find_providers(self, node: Node, key: bytes, count_max: int, done: Done) -> None:
         """`done(ProvidersFound)`; never called when the node goes down before. The node must be up with a DHT."""
         assert node.kad is not None
-        self.follow(node, node.kad.find_providers(key, count_max=count_max, now=self.now_of(node)), done)
+        self.dht.follow(node, node.kad.find_providers(key, count_max=count_max, now=self.now_of(node)), done)
 
     def provide(self, node: Node, key: bytes, *, keep: bool = False) -> None:
         if node.kad is not None:
-            self.perform_kad(node, node.kad.provide(key, now=self.now_of(node), keep=keep)[1])
-
-    def follow(self, node: Node, started: tuple[int, list[kad.Effect]], done: Done) -> None:
-        """Carry out an operation that was started on the node's DHT machine, and hear of its result."""
-        operation, effects = started
-        self._operations[node.number, operation] = done
-        self.perform_kad(node, effects)
-
-    def perform_kad(self, node: Node, effects: list[kad.Effect]) -> None:
-        for effect in effects:
-            if type(effect) is Ask:
-                self._ask(node, effect)
-            elif type(effect) is kad.Done:
-                done = self._operations.pop((node.number, effect.operation_id), None)
-                if done is not None:
-                    done(effect.result)
-        if node.kad is not None:
-            self._reschedule_kad(node)
-
-    def _ask(self, node: Node, ask: Ask) -> None:
-        """The asker hears of every question: an answer, or that there is none."""
-        self.asks += 1
-        for handler in self._on_ask:
-            handler(node, ask)
-        kernel, session = self.kernel, node.session
-        limit = kernel.now + int(self.kad_settings.request_timeout_s * SECOND)
-        target = self.node_of.get(ask.peer.peer)
-        dial_ns = 0
-        is_reached = target is not None and target.is_up
-        if target is not None and target.peer not in node.links:
-            if is_reached and self.network.can_connect(node.number, target.number):
-                dial_ns = 2 * DIAL_ROUND_TRIPS * self.network.latency_ns(node.number, target.number)
-            else:
-                is_reached = False
-        if target is None or not is_reached:
-            kernel.at(min(kernel.now + DIAL_TIMEOUT_NS, limit), self._answer, node, session, ask.request_id, None)
-            return
-        size = kad_bytes(ask.message)
-        if not self.network.send_once(
-            node.number, target.number, size, dial_ns, self._question, node, target, ask, limit, session
-        ):
-            kernel.at(limit, self._answer, node, session, ask.request_id, None)
-
-    def _question(self, node: Node, target: Node, ask: Ask, limit: int, session: int) -> None:
-        answer: KadMessage | None = None
-        self._trace(self.kernel.now, target.number, "ask", node.number.to_bytes(4, "little"))
-        if target.kad is not None:
-            if node.peer not in target.links and self.is_server(node):
-                self.know(target, node)  # it was dialled, and identify told what the other serves
-            for effect in target.kad.receive(node.peer, ask.message, now=self.now_of(target)):
-                if type(effect) is kad.Send:
-                    answer = effect.message
-            self._reschedule_kad(target)
-        if answer is None and ask.message.kind is Kind.ADD_PROVIDER:
-            answer = KadMessage(kind=ask.message.kind, key=ask.message.key)  # it has none: it was delivered
-        if answer is None or not self.network.send_once(
-            target.number,
-            node.number,
-            kad_bytes(answer),
-            0,
-            self._answer,
-            node,
-            session,
-            ask.request_id,
-            answer,
-        ):
-            self.kernel.at(limit, self._answer, node, session, ask.request_id, None)
-
-    def _answer(self, node: Node, session: int, request_id: int, answer: KadMessage | None) -> None:
-        machine = node.kad
-        if machine is None or node.session != session:
-            return
-        now = self.now_of(node)
-        self._trace(self.kernel.now, node.number, "answer", (0 if answer is None else 1).to_bytes(1, "little"))
-        for handler in self._on_answer:
-            handler(node, request_id, answer, True)
-        if answer is None:
-            self.perform_kad(node, machine.failed(request_id, now=now))
-        else:
-            self.perform_kad(node, machine.answered(request_id, answer, now=now))
-        for handler in self._on_answer:
-            handler(node, request_id, answer, False)
-
-    def _reschedule_kad(self, node: Node) -> None:
-        assert node.kad is not None
-        at = max(self.kernel.now, node.kad.deadline() - node.clock_offset)
-        if node.kad_at is None or at < node.kad_at:
-            node.kad_at = at
-            self.kernel.at(at, self._wake_kad, node, node.session, at)
-
-    def _wake_kad(self, node: Node, session: int, at: int) -> None:
-        machine = node.kad
-        if machine is None or node.session != session or node.kad_at != at:
-            return
-        node.kad_at = None
-        now = self.now_of(node)
-        if now >= machine.deadline():
-            self._trace(self.kernel.now, node.number, "tick")
-            self.perform_kad(node, machine.on_time(now=now))
-        else:
-            self._reschedule_kad(node)
+            self.dht.perform(node, node.kad.provide(key, now=self.now_of(node), keep=keep)[1])
 
     # --- anything else -----------------------------------------------------------------------------------
 
