@@ -45,6 +45,7 @@ COMMANDS: Final = {
     "peers": Command("peers", "who we are connected to, and why others could not be reached"),
     "status": Command("status", "what runs here, how others reach it, what it earns, and why it idles"),
     "top": Command("top", "the same, live"),
+    "why": Command("why", "why a request went where it went, what it cost, and what failed on the way"),
     "wallet": Command("wallet", "the wallet that deposits, stakes and is paid: create, import, show, send"),
     "account": Command("account", "the spending account that pays providers: open, topup, status, withdraw"),
     "stake": Command("stake", "what an operator loses by lying: deposit, status, unbond, withdraw, rotate, slash"),

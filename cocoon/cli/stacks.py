@@ -34,7 +34,7 @@ from .engines import open_engine
 from .keys import api_key as key_in_file
 from .options import SPENT_FILE, Setup
 from .paying import ProviderMoney, opened_account, opened_money
-from .watching import GatewayStatus, of_node, of_provider, shown, watched
+from .watching import GatewayStatus, explained, of_node, of_provider, shown, watched
 
 if TYPE_CHECKING:
     from ..adapters.ton.wallet import WalletKey
@@ -233,7 +233,7 @@ async def run_gateway(prepared: Setup, trust: TrustPolicy, console: Console, *, 
         opened_account(prepared, console) as payment,
         open_role(terms, store=store, payment=payment) as role,
         open_api(role, config, home, key, clock) as (gateway, status),
-        shown(home, "gateway", status, console),
+        shown(home, "gateway", status, console, why=explained(status.record, config)),
     ):
         if trust.warning:
             console.notice(warning_of(trust))

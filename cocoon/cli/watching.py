@@ -13,9 +13,11 @@ from ..adapters.clock import SystemClock
 from ..adapters.network import PeerNetwork
 from ..client.interface import ClientRole, OfferView
 from ..config import Config, Home
-from ..gateway.generation import GatewayRecord
+from ..gateway.generation import GatewayRecord, Trace, TracedChoice
 from ..gateway.local import open_local
+from ..gateway.objects import receipt_object
 from ..gateway.server import GatewayHandle
+from ..market.records import choice_record
 from ..node.plain import PlainNode
 from ..node.provider import ProviderRole
 from ..ports import Engine, Store
@@ -34,10 +36,19 @@ def started(config: Config, clock: SystemClock) -> reading.Started:
 
 
 @asynccontextmanager
-async def shown(home: Home, role: str, status: StatusSource, console: Console) -> AsyncIterator[None]:
+async def shown(
+    home: Home,
+    role: str,
+    status: StatusSource,
+    console: Console,
+    *,
+    why: Callable[[str], dict[str, Any]] | None = None,
+) -> AsyncIterator[None]:
     """Answer `cocoon status` until the block is left."""
 
     async def answer(what: str) -> dict[str, Any]:
+        if why is not None and what.partition(":")[0] == "why":
+            return why(what)
         if what != "status":
             return {"error": "unknown question"}
         found: dict[str, Any] = msgspec.to_builtins(await status())
@@ -124,6 +135,43 @@ class GatewayStatus:
             started=self._begun,
             clock=self._clock,
         )
+
+
+def explained(record: GatewayRecord, config: Config) -> Callable[[str], dict[str, Any]]:
+    """What a gateway answers to `cocoon why`."""
+
+    def one(trace: Trace) -> dict[str, Any]:
+        return {
+            "id": trace.id,
+            "at_ns": trace.at_ns,
+            "model": trace.model,
+            "status": trace.status,
+            "cost_nano": sum(choice.cost_nano for choice in trace.choices),
+        }
+
+    def whole(trace: Trace) -> dict[str, Any]:
+        return {**one(trace), "choices": [_choice(choice, config) for choice in trace.choices]}
+
+    def why(question: str) -> dict[str, Any]:
+        wanted = question.partition(":")[2]
+        if not wanted:
+            return {"requests": [one(trace) for trace in reversed(record.traces)]}
+        traces = [trace for trace in record.traces if wanted in ("last", trace.id)]
+        return whole(traces[-1]) if traces else {"error": f"no request {wanted[:64]!r} is remembered"}
+
+    return why
+
+
+def _choice(choice: TracedChoice, config: Config) -> dict[str, Any]:
+    return {
+        "provider": choice.provider,
+        "trust": None if choice.trust is None else choice.trust.value,
+        "first_token_ms": choice.first_token_ms,
+        "attempts": list(choice.attempts),
+        "cost_nano": choice.cost_nano,
+        "receipt": None if choice.summary is None else receipt_object(choice.summary),
+        "decisions": [choice_record(one, network=config.network_id) for one in choice.decisions],
+    }
 
 
 def _models(offers: Sequence[OfferView]) -> tuple[ModelFacts, ...]:

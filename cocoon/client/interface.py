@@ -5,12 +5,13 @@ The gateway, the CLI and the Python API all use just this. `trust` and `spend_ma
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..attest.evidence import SavedEvidence
+from ..market.selection import Choice
 from ..ports import Connection, Delta, DialFailure
 from ..types import Digest, FinishReason, Nano, PeerId, Prices, TrustLevel, Usage
 
@@ -105,6 +106,11 @@ class Reply(Protocol):
     @property
     def attempts(self) -> tuple[str, ...]:
         """What was tried before, in words: "12D3…: refused: busy"."""
+        ...
+
+    @property
+    def decisions(self) -> Sequence[Choice]:
+        """How its providers were chosen, one for each attempt."""
         ...
 
     def __aiter__(self) -> AsyncIterator[Delta]: ...

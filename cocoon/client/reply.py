@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -157,6 +157,11 @@ class RunningReply:
     def attempts(self) -> tuple[str, ...]:
         """What failed before, in words."""
         return tuple(self._attempts)
+
+    @property
+    def decisions(self) -> Sequence[Choice]:
+        """How its providers were chosen, one for each attempt."""
+        return self.choices
 
     @property
     def cost_nano(self) -> Nano:

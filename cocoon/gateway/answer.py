@@ -22,7 +22,7 @@ from ..serve.openai import CHAT, NormalisedRequest, prompt_tokens_upper_bound
 from ..types import SECOND_NS, FinishReason, Nano, due_nano
 from .asgi import Headers, Receive, Send, response_body, response_start
 from .errors import HttpError, http_error
-from .generation import Choice, Event, GatewayRecord, open_generations
+from .generation import Choice, Event, GatewayRecord, Trace, open_generations
 from .objects import WholeChoice, chat_logprobs, usage_object, x_cocoon
 from .responses import ResponsesRequest, finished, new_id, response_object, whole_output
 from .responses_sse import ResponsesEncoder
@@ -161,6 +161,7 @@ class Answer:
         self._choices = [Choice(index=index) for index in range(request.n)]
         self._encoder: Encoder | None = None
         self._stream_open = False
+        self._status = "answered"
 
     async def serve(self, receive: Receive, send: Send) -> None:
         """Answer over HTTP. Raises `InvalidRequest` (no such model) and `StoreError` before anything has run.
@@ -286,6 +287,7 @@ class Answer:
     def _failed(self, error: BaseException) -> HttpError:
         self._record.failed += 1
         failure = http_error(error)
+        self._status = f"failed: {failure.error['code']}"
         log.info(
             "request.failed",
             extra={"request": self._id, "status": failure.status, "code": failure.error["code"], "error": error},
@@ -298,6 +300,15 @@ class Answer:
         record.completion_tokens += sum(choice.tokens for choice in self._choices)
         replies = (choice.reply for choice in self._choices if choice.reply is not None)
         record.first_token_ms.extend(reply.first_token_ms for reply in replies if reply.first_token_ms is not None)
+        record.traces.append(
+            Trace(
+                id=self._id,
+                at_ns=self._clock.now(),
+                model=self._model_name(),
+                status=self._status,
+                choices=tuple(choice.traced() for choice in self._choices),
+            )
+        )
         if cost_nano:
             record.spent.append((self._clock.now(), cost_nano))
         try:

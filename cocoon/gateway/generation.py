@@ -16,12 +16,38 @@ import trio
 
 from ..client.interface import ClientRole, Reply, ReplySummary
 from ..errors import CocoonError
+from ..market.selection import Choice as Decision
 from ..ports import Delta
-from ..types import Nano
+from ..types import Nano, PeerId, TrustLevel
 
 SAMPLES_MAX: Final = 256
+TRACES_MAX: Final = 64  # a decision keeps the offers that it was made over: some 100 kB each in a large market
 SPENT_MAX: Final = 4_096  # requests whose cost makes the pace of spending
 FAN_OUT_DELTAS_MAX: Final = 64  # waiting to be written, over all choices: about a frame's worth for eight of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TracedChoice:
+    """How one answer came about, without the answer."""
+
+    provider: PeerId | None  # None: nobody accepted
+    trust: TrustLevel | None
+    first_token_ms: float | None
+    attempts: tuple[str, ...]
+    decisions: tuple[Decision, ...]
+    summary: ReplySummary | None
+    cost_nano: Nano
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trace:
+    """What `cocoon why` tells of one request. Nothing of what was said is kept alive by it."""
+
+    id: str
+    at_ns: int
+    model: str
+    status: str
+    choices: tuple[TracedChoice, ...]
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -33,6 +59,7 @@ class GatewayRecord:
     failed: int = 0
     completion_tokens: int = 0
     first_token_ms: deque[float] = field(default_factory=lambda: deque(maxlen=SAMPLES_MAX))
+    traces: deque[Trace] = field(default_factory=lambda: deque(maxlen=TRACES_MAX))  # for `cocoon why`
     spent: deque[tuple[int, Nano]] = field(default_factory=lambda: deque(maxlen=SPENT_MAX))  # (ns, cost), the newest
 
 
@@ -44,6 +71,19 @@ class Choice:
     reply: Reply | None = None  # once a provider accepted
     summary: ReplySummary | None = None  # once it ended well
     tokens: int = 0  # counted by us as they came
+
+    def traced(self) -> TracedChoice:
+        """For `cocoon why`."""
+        reply = self.reply
+        return TracedChoice(
+            provider=None if reply is None else reply.provider,
+            trust=None if reply is None else reply.trust,
+            first_token_ms=None if reply is None else reply.first_token_ms,
+            attempts=() if reply is None else reply.attempts,
+            decisions=() if reply is None else tuple(reply.decisions),
+            summary=self.summary,
+            cost_nano=self.cost_nano(),
+        )
 
     def cost_nano(self) -> Nano:
         """What it did cost: as the receipt says, or, broken off, our own count at the offer's prices (rule M4)."""

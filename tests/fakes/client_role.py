@@ -82,6 +82,7 @@ class FakeReply:
         self._ended = False
         self.first_token_ms: float | None = None
         self.prompt_tokens = 0
+        self.decisions: tuple[Any, ...] = ()
 
     @property
     def provider(self) -> PeerId:

@@ -29,8 +29,8 @@ from cocoon.wire.messages import (
     Open,
     Ping,
     Pong,
-    Reserve,
     Refused,
+    Reserve,
 )
 from tests.fakes.engine import ScriptedEngine
 from tests.fakes.little_market import ask, open_market

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
@@ -67,17 +68,24 @@ class ScriptedReply:
     attempts = ()
 
     def __init__(self, script: list[Any]) -> None:
-        self._script = script
+        self._steps = deque(script)
         self.offer = offer()
 
-    async def __aiter__(self) -> AsyncIterator[Delta]:
-        for step in self._script:
-            await trio.lowlevel.checkpoint()
-            if isinstance(step, BaseException):
-                raise step
-            if step is ...:
-                await trio.sleep_forever()
-            yield step if isinstance(step, Delta) else Delta(text=step)
+    decisions = ()
+
+    def __aiter__(self) -> ScriptedReply:
+        return self
+
+    async def __anext__(self) -> Delta:
+        await trio.lowlevel.checkpoint()
+        if not self._steps:
+            raise StopAsyncIteration
+        step = self._steps.popleft()
+        if isinstance(step, BaseException):
+            raise step
+        if step is ...:
+            await trio.sleep_forever()
+        return step if isinstance(step, Delta) else Delta(text=step)
 
     @property
     def summary(self) -> ReplySummary:
