@@ -8,6 +8,7 @@ import pytest
 from sim.fast import dht
 from sim.fast.dht import LookupModel, run_lookups
 from sim.fast.level import run_level
+from sim.levels.machines import run_level as run_real_level
 from sim.loading import load
 from sim.out import NullSink
 
@@ -65,3 +66,27 @@ def test_a_scenario_of_lookups_runs_at_this_level() -> None:
     assert 2 < found["hops"]["mean"] < 4
     assert 30 < found["rpcs_mean"] < 70
     assert any("dht.warm" in warning for warning in result.warnings)
+
+
+def test_it_walks_as_far_as_the_real_nodes_do() -> None:
+    overrides = [
+        "nodes.honest.count=500",
+        "net.model=uniform",
+        "dht.warm=true",
+        "dht.lookups=200",
+        "dht.lookups_from_s=5",
+        "run.until_s=40",
+    ]
+    real = run_real_level(
+        load("dht-lookup", overrides=overrides), seed=1, sink=NullSink(), progress=lambda share, note: None
+    ).summary["dht"]
+    fast = run_level(
+        load("dht-lookup", overrides=[*overrides, "dht.lookups=2000"]),
+        seed=1,
+        sink=NullSink(),
+        progress=lambda share, note: None,
+    ).summary["dht"]
+    assert real["found_closest_share"] == fast["found_closest_share"] == 1.0
+    assert fast["hops"]["mean"] == pytest.approx(real["hops"]["mean"], abs=0.15)
+    assert fast["rpcs_mean"] == pytest.approx(real["rpcs_mean"], rel=0.05)
+    assert fast["duration_ms"]["p50"] == pytest.approx(real["duration_ms"]["p50"], rel=0.12)
