@@ -99,42 +99,53 @@ def _join(processes: Sequence[BaseProcess], seconds: float) -> None:
 
 
 def _work(pipe: Connection) -> None:
-    """A worker's life: jobs from the pipe, one after the other, until the pipe ends."""
+    """A worker's life: jobs from the pipe, one after the other, until the pipe ends or SIGTERM."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _interrupt)
+    worker = _Worker(pipe)
+    signal.signal(signal.SIGTERM, worker.stop)
     try:
-        _serve(pipe)
-    except KeyboardInterrupt:  # by SIGTERM: whatever it was doing has closed its files
+        worker.serve()
+    except KeyboardInterrupt:  # whatever it was doing has closed its files
         return
 
 
-def _serve(pipe: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        while True:
-            job = pipe.recv()
-            try:
-                result = run_job(job, _Reporter(pipe))
-            except SimError as problem:
-                pipe.send(("failed", str(problem)))
-            except MemoryError:
-                pipe.send(("failed", "out of memory: fewer nodes, fewer workers (-j), or level 2"))
-            except Exception:  # the boundary between a level and who waits for it: a defect is told, with its trace
-                pipe.send(("failed", f"the level has a defect\n{traceback.format_exc()}"))
-            else:
-                pipe.send(("done", result))
+class _Worker:
+    """During a job SIGTERM waits for the next report of progress: an exception in the middle of a destructor or of a
+    compiled function would be printed and lost."""
 
-
-def _interrupt(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
-
-
-class _Reporter:
     def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
         self._last = 0.0
+        self._is_busy = False
+        self._is_stopping = False
 
-    def __call__(self, done_share: float, note: str) -> None:
+    def stop(self, *_: object) -> None:
+        self._is_stopping = True
+        if not self._is_busy:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise KeyboardInterrupt
+
+    def serve(self) -> None:
+        with contextlib.suppress(EOFError, OSError):
+            while not self._is_stopping:
+                job = self._pipe.recv()
+                self._is_busy = True
+                self._pipe.send(self._answer(job))
+                self._is_busy = False
+
+    def _answer(self, job: Job) -> tuple[str, object]:
+        try:
+            return "done", run_job(job, self._report)
+        except SimError as problem:
+            return "failed", str(problem)
+        except MemoryError:
+            return "failed", "out of memory: fewer nodes, fewer workers (-j), or level 2"
+        except Exception:  # the boundary between a level and who waits for it: a defect is told, with its trace
+            return "failed", f"the level has a defect\n{traceback.format_exc()}"
+
+    def _report(self, done_share: float, note: str) -> None:
+        if self._is_stopping:
+            raise KeyboardInterrupt
         now = time.monotonic()
         if now - self._last >= PROGRESS_EVERY_S:
             self._last = now
