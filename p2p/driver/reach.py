@@ -179,7 +179,7 @@ class Reacher:
     def _observed(self) -> Iterable[Address]:
         """Our address as peers see it, those that most of them see first."""
         texts = list(self._host.observed.values())
-        return [parse_address(text) for text in sorted(set(texts), key=texts.count, reverse=True)]
+        return [parse_address(text) for text in sorted(dict.fromkeys(texts), key=texts.count, reverse=True)]
 
     # --- what is known -----------------------------------------------------------------------------------
 

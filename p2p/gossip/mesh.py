@@ -104,7 +104,8 @@ def graft(state: RouterState, neighbour: Neighbour, topic: str, outbox: Outbox, 
 def news_for(state: RouterState, topic: str) -> list[tuple[str, tuple[bytes, ...]]]:
     """An IHAVE for a peer that has just come into the mesh. What we heard shortly before would else never reach
     it: it is not forwarded again, and gossip goes to peers outside the mesh."""
-    ids = state.cache.gossip_ids(topic)[-state.settings.graft_ihave_ids_max :]
+    most = state.settings.graft_ihave_ids_max
+    ids = state.cache.gossip_ids(topic)[-most:] if most else []
     return [(topic, tuple(ids))] if ids else []
 
 

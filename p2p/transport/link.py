@@ -36,6 +36,7 @@ RECEIVE_BYTES_SMALL = 32 * 1024  # while frames are small, so is the buffer that
 RECEIVE_BYTES_BULK = 256 * 1024
 WRITES_PER_TURN_MAX = 64  # a writer that never has to wait still lets others run: about 0.3 ms
 NANOSECONDS = 1_000_000_000
+_TICK_S = 1e-6
 
 
 class LinkClosed(P2PError):
@@ -290,7 +291,8 @@ class Link:
 
     async def _keep_alive(self) -> None:
         while True:
-            await trio.sleep_until(self.session.deadline() / NANOSECONDS)
+            # A float of seconds may come back a nanosecond short of the deadline: without the rest it would spin.
+            await trio.sleep_until(self.session.deadline() / NANOSECONDS + _TICK_S)
             try:
                 self._dispatch(self.session.on_time(now=_now()))
             except RemoteGone as error:
