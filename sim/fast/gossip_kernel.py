@@ -152,6 +152,9 @@ def on_graft(model: Model, node: int, sender: int, now: int) -> None:
     if slot < 0 or is_in_mesh(nodes, node, slot):
         return
     mark = int(marks[slot, state.BACKOFF])
+    if mark < 0:  # whoever grafts is in the topic
+        mark = mark & 1
+        marks[slot, state.BACKOFF] = mark
     is_full = nodes[node, state.MESH] >= core[state.DEGREE_HIGH] and not mark & 1
     if now < mark >> 1:
         send_prune(model, node, slot, 0, now)

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sim.errors import WorldInvalid
 from sim.fast import state
-from sim.fast.chance import Words, below, seeded
+from sim.fast.chance import Words, below, seeded, uniform
 from sim.fast.jit import inline, kernel
 from sim.fast.links import pair_delay
 from sim.fast.state import Float64, Int32, Int64, Rows, Rules, new_rows
@@ -60,15 +60,21 @@ def _put(nodes: Int32, links: Int32, marks: Int32, owner: int, peer: int, delay:
 
 
 @kernel
-def _fill(nodes: Int32, links: Int32, marks: Int32, picks: Int32, core: Int64, reals: Float64, matrix: Float64) -> None:
+def _fill(
+    nodes: Int32, links: Int32, marks: Int32, picks: Int32, core: Int64, reals: Float64, matrix: Float64, words: Words
+) -> None:
     for node in range(picks.shape[0]):
         for index in range(picks.shape[1]):
             other = int(picks[node, index])
             if other >= 0:
                 there = pair_delay(core, reals, nodes, matrix, node, other)
                 back = pair_delay(core, reals, nodes, matrix, other, node)
-                _put(nodes, links, marks, node, other, there, 1 - 2 * back)
-                _put(nodes, links, marks, other, node, back, core[state.OUTBOUND_BOTH] - 2 * there)
+                hello, answer = back, there
+                if reals[state.LOSS] > 0.0:
+                    hello = state.NEVER if uniform(words) < reals[state.LOSS] else back
+                    answer = state.NEVER if uniform(words) < reals[state.LOSS] else there
+                _put(nodes, links, marks, node, other, there, 1 - 2 * hello)
+                _put(nodes, links, marks, other, node, back, core[state.OUTBOUND_BOTH] - 2 * answer)
 
 
 def random_rows(
@@ -103,7 +109,9 @@ def random_rows(
         if region is not None:
             rows.nodes[:, state.REGION] = region
         core, reals = rules.arrays()
-        _fill(rows.nodes, rows.links, rows.marks, picks, core, reals, one_by_one() if matrix is None else matrix)
+        pairs = one_by_one() if matrix is None else matrix
+        words = seeded(seed, "fast.hellos")
+        _fill(rows.nodes, rows.links, rows.marks, picks, core, reals, pairs, words)
     if all_in_mesh:
         rows.nodes[:, state.MESH] = rows.nodes[:, state.COUNT]
     return rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from sim.fast import state
-from sim.fast.chance import Words, below, mix, u64
+from sim.fast.chance import Words, below, mix, u64, uniform
 from sim.fast.jit import inline, njit
 from sim.fast.state import Float64, Int32, Int64, Model
 
@@ -105,13 +105,29 @@ def pair_delay(core: Int64, reals: Float64, nodes: Int32, matrix: Float64, a: in
     return int(low + (high - low) * (float(word >> _11) * _DOUBLE))
 
 
+@inline
+def is_known(marks: Int32, slot: int, now: int) -> bool:
+    """Has the peer's hello come? Who did not say that it is in the topic is not sent anything, until it grafts."""
+    return bool(now >= -(int(marks[slot, state.BACKOFF]) >> 1))
+
+
+@inline
+def hello_at(model: Model, at: int) -> int:
+    """When a hello that would come at that time comes: never, where it is lost, or where the script says when."""
+    loss = model.reals[state.LOSS]
+    if not model.core[state.IS_MAINTAINED] or (loss > 0.0 and uniform(model.words) < loss):
+        return state.NEVER
+    return at
+
+
 @njit
 def connect(model: Model, dialer: int, listener: int, there: int, back: int, now: int) -> bool:
     """Both rows get a slot, or neither. Each may graft the other once its hello is here. `there`, `back`: delays."""
     core, nodes, links, marks = model.core, model.nodes, model.links, model.marks
-    if not add(nodes, links, marks, dialer, listener, there, 1 - 2 * (now + back)):
+    if not add(nodes, links, marks, dialer, listener, there, 1 - 2 * hello_at(model, now + back)):
         return False
-    if not add(nodes, links, marks, listener, dialer, back, core[state.OUTBOUND_BOTH] - 2 * (now + there)):
+    back_mark = core[state.OUTBOUND_BOTH] - 2 * hello_at(model, now + there)
+    if not add(nodes, links, marks, listener, dialer, back, back_mark):
         remove(nodes, links, marks, dialer, listener)
         core[state.REFUSED] += 1
         return False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from sim.fast import state
 from sim.fast.chance import below
 from sim.fast.jit import inline, njit
-from sim.fast.links import gossip_ids, join, leave, send_graft, send_ihave, send_news, send_prune
+from sim.fast.links import gossip_ids, is_known, join, leave, send_graft, send_ihave, send_news, send_prune
 from sim.fast.state import Float64, Int32, Model
 
 
@@ -187,7 +187,7 @@ def emit_gossip(model: Model, node: int, now: int) -> None:
         return
     first, found = int(nodes[node, state.START]), 0
     for slot in range(first + nodes[node, state.MESH], first + nodes[node, state.COUNT]):
-        if now >= -(int(marks[slot, state.BACKOFF]) >> 1):  # its hello is here
+        if is_known(marks, slot, now):
             model.scratch[state.PICKS, found] = slot
             found += 1
     wanted = max(core[state.DEGREE_LAZY], int(found * model.reals[state.GOSSIP_FACTOR]))

@@ -8,14 +8,27 @@ import numpy as np
 
 from sim.fast import state
 from sim.fast.jit import njit
-from sim.fast.links import connect, dial_some, drop_row, find, join, leave, plan_upkeep, remove, send_message, send_news
+from sim.fast.links import (
+    connect,
+    dial_some,
+    drop_row,
+    find,
+    is_known,
+    join,
+    leave,
+    plan_upkeep,
+    remove,
+    send_message,
+    send_news,
+)
 from sim.fast.state import Int64, Model
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
     """PUBLISH a: node, b: message, x: bytes · UP, DOWN a · CONNECT a dials b, x, y: ticks there and back ·
-    DISCONNECT a, b · MESH_ON, MESH_OFF: b in a's mesh. Messages are numbered from 0 in order of time."""
+    DISCONNECT a, b · HELLO a hears that b is in the topic · MESH_ON, MESH_OFF: b in a's mesh. Messages are numbered
+    from 0 in order of time."""
 
     at: int
     kind: int
@@ -84,10 +97,13 @@ def publish(model: Model, node: int, number: int, size: int, now: int) -> None:
     if core[state.HAS_BANDWIDTH] and core[state.FLOOD_PUBLISH]:
         order_by_hello(model, first, count)
         for index in range(count):
-            send_message(model, node, model.scratch[state.PICKS, index], state.MESSAGE, slot, now)
+            each = int(model.scratch[state.PICKS, index])
+            if is_known(model.marks, each, now):
+                send_message(model, node, each, state.MESSAGE, slot, now)
     else:
         for each in range(first, first + count):
-            send_message(model, node, each, state.MESSAGE, slot, now)
+            if is_known(model.marks, each, now):
+                send_message(model, node, each, state.MESSAGE, slot, now)
 
 
 @njit
@@ -141,7 +157,9 @@ def run_script(model: Model, index: int) -> None:
         remove(nodes, links, marks, b, a)
     else:
         slot = find(nodes, links, a, b)
-        if slot >= 0 and kind == state.MESH_ON:
+        if slot >= 0 and kind == state.HELLO:
+            marks[slot, state.BACKOFF] = (marks[slot, state.BACKOFF] & 1) - 2 * now
+        elif slot >= 0 and kind == state.MESH_ON:
             send_news(model, a, join(nodes, links, marks, a, slot, now), now)
         elif slot >= 0:
             leave(nodes, links, marks, a, slot)

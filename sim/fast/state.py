@@ -54,6 +54,7 @@ BACKOFF = 0  # twice a tick, plus 1 where we dialled; > 1: not grafted before; <
 SCORE, JOINED = 1, 2  # P2 in steps of 1 / SCORE_ONE, and when it came into the mesh; only with scores
 MASK_LOW, MASK_HIGH = 3, 4  # IDONTWANT, a bit per message slot; only with v1.2
 SCORE_ONE = 1 << 16
+NEVER = 1 << 29  # the tick of a hello that was lost
 
 # --- columns of `messages`, a ring: message m has slot m % slots -----------------------------------------------
 NUMBER, SOURCE, AT, SIZE, MESSAGE_COLUMNS = range(5)
@@ -61,7 +62,7 @@ ASKED_BITS = 2  # of an unseen message's mark: how many were asked
 
 # --- columns and operations of `script`, see `links.run_script` ------------------------------------------------
 SCRIPT_COLUMNS = 6  # at, kind, a, b, x, y
-PUBLISH, UP, DOWN, CONNECT, DISCONNECT, MESH_ON, MESH_OFF = range(7)
+PUBLISH, UP, DOWN, CONNECT, DISCONNECT, MESH_ON, MESH_OFF, HELLO = range(8)
 
 # --- counters: the first entries of `core` ---------------------------------------------------------------------
 (

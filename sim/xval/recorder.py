@@ -116,6 +116,13 @@ class _Watcher(Observer):
         known = router.state
         known.join_mesh = partial(self._on_join, owner, known.join_mesh)  # type: ignore[method-assign]
         known.leave_mesh = partial(self._on_leave, owner, known.leave_mesh)  # type: ignore[method-assign]
+        known.subscribed = partial(self._on_hello, owner, known.subscribed)  # type: ignore[method-assign]
+
+    def _on_hello(self, owner: int, subscribed: Callable[..., bool], neighbour: Any, topic: str) -> bool:
+        assert self._world is not None
+        if topic == self._topic and topic not in neighbour.topics:
+            self._note(state.HELLO, owner, self._world.number_of[neighbour.peer])
+        return subscribed(neighbour, topic)
 
     def _on_join(self, owner: int, join: Callable[..., None], neighbour: Any, topic: str, *, now: int) -> None:
         assert self._world is not None
