@@ -112,6 +112,7 @@ class RunningReply:
         self._prompt_tokens = 0  # without what was continued
         self._shown_ids: list[int] = []  # what the caller has, to be continued from
         self._shown_text: list[str] = []
+        self._textless_tokens = 0  # of them, the last ones that may have no text yet, stop words apart
         self._kept_tokens = 0  # of it, what this attempt goes on from
         self._output_tokens_max = 0  # of the whole answer, as the first provider was asked
         self._is_all_shown = False  # only the end was lost: what comes now is one token too many
@@ -255,19 +256,31 @@ class RunningReply:
         if not self._began_ns:
             self._began_ns = now
             self._first_ns = self._first_ns or now
-            if self._shown_ids:  # the prompt of this attempt was ours and the beginning; the difference went on
-                kept = max(0, event.prompt_tokens - self._prompt_tokens)
-                self._kept_tokens = min(kept, len(self._shown_ids))
-                del self._shown_ids[self._kept_tokens :]
-            else:
-                self._prompt_tokens = event.prompt_tokens
+            self._joined(event.prompt_tokens)
         self._attempt_tokens = (event.prompt_tokens, event.completion_tokens)
         if self._is_all_shown:
             return None
         delta = event.delta
         self._shown_ids += delta.token_ids
         self._shown_text.append(delta.text)
+        count = len(delta.token_ids)
+        self._textless_tokens = max(0, count - 1) if delta.text else self._textless_tokens + count
         return delta
+
+    def _joined(self, prompt_tokens: int) -> None:
+        """An attempt's first words. Its prompt was ours and the beginning: the difference is what it goes on from.
+
+        Either provider may lie about its prompt. What no honest two could say is not believed: then all was kept, so
+        that no lie makes room for more tokens than were asked for, or takes shown ones out of the count.
+        """
+        if not self._shown_ids:
+            self._prompt_tokens = prompt_tokens
+            return
+        shown, kept = len(self._shown_ids), prompt_tokens - self._prompt_tokens
+        held_back = max((len(word.encode()) for word in self._request.body.get("stop") or ()), default=0)
+        least = max(shown - held_back - self._textless_tokens, 1 if any(self._shown_text) else 0)
+        self._kept_tokens = kept if least <= kept <= shown else shown
+        del self._shown_ids[self._kept_tokens :]
 
     async def _move(self, error: CocoonError) -> None:
         """Another provider goes on with the answer. Raises what the caller must know when nobody can."""
@@ -302,6 +315,8 @@ class RunningReply:
         with trio.move_on_after(patience_s) as patience:
             await self._open(scored, limits, attempt)
         if patience.cancelled_caught:
+            if attempt is not None and self._client.spending is not None:
+                self._client.spending.close(attempt)  # or its worst case would stay set aside, and stop the next one
             raise Unavailable(f"did not take the answer over within {patience_s:g} s")
 
     async def _open(self, scored: Scored, limits: tuple[int, int], attempt: Attempt | None) -> None:
@@ -354,7 +369,7 @@ class RunningReply:
         return await spending.attempt(
             self._budget,
             offer,
-            cost_max_nano=self._request.spend_max_nano,
+            cost_max_nano=self._request.spend_max_nano - self._free_nano,
             input_tokens_max=limits[0],
             output_tokens_max=limits[1],
         )
@@ -441,6 +456,8 @@ class RunningReply:
     def _end(self, event: RequestEnded) -> None:
         now = self._client.clock.now()
         body = event.receipt.body
+        if not self._began_ns:
+            self._joined(event.usage.prompt_tokens)  # it had nothing to add
         self._summary = ReplySummary(
             finish_reason=FinishReason.LENGTH if self._is_all_shown else event.finish_reason,
             usage=self._usage(event.usage),
@@ -484,6 +501,7 @@ class RunningReply:
         self._free_nano += self._unpaid_nano
         self._attempt_tokens = (0, 0)
         self._failed_since.add(provider)
+        self._reserved.discard(provider)  # a reservation lets nobody back in who failed for another reason
         reason = error.reason if isinstance(error, Refused) else ""
         self._attempts.append(f"{provider}: {error}")
         log.info("request.attempt_failed", extra={"provider": provider, "error": error.code, "reason": reason})
@@ -506,6 +524,8 @@ class RunningReply:
         if self._first_ns and self._began_ns:
             if self._request.features & _WITH_GRAMMAR or self._resumes >= settings.resumes_max:
                 raise error
+            if not self._shown_ids and any(self._shown_text):
+                raise error  # text without tokens: whoever went on would begin anew, and the user see it twice
             self._resumes += 1
             self._began_ns = 0
             self._is_all_shown = len(self._shown_ids) >= self._output_tokens_max > 0
