@@ -93,16 +93,17 @@ def publish(model: Model, node: int, number: int, size: int, now: int) -> None:
     core[state.EXPECTED] += core[state.ALIVE_COUNT] - 1
     model.seen[node, slot] = now
     first = int(nodes[node, state.START])
+    meshed = first + nodes[node, state.MESH]
     count = nodes[node, state.COUNT] if core[state.FLOOD_PUBLISH] else nodes[node, state.MESH]
     if core[state.HAS_BANDWIDTH] and core[state.FLOOD_PUBLISH]:
         order_by_hello(model, first, count)
         for index in range(count):
             each = int(model.scratch[state.PICKS, index])
-            if is_known(model.marks, each, now):
+            if each < meshed or is_known(model.marks, each, now):
                 send_message(model, node, each, state.MESSAGE, slot, now)
     else:
         for each in range(first, first + count):
-            if is_known(model.marks, each, now):
+            if each < meshed or is_known(model.marks, each, now):
                 send_message(model, node, each, state.MESSAGE, slot, now)
 
 
