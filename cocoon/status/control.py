@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,7 +21,7 @@ from typing import Any, Final
 
 import trio
 
-from ..errors import ConfigError, Unavailable
+from ..errors import CocoonError, ConfigError, Unavailable
 
 FOLDER: Final = "run"
 QUESTION_BYTES_MAX: Final = 1_024
@@ -28,6 +29,8 @@ ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 ASKING_MAX: Final = 16  # at once; the rest waits
 ANSWER_TIMEOUT_S: Final = 10.0
 SOCKET_PATH_BYTES_MAX: Final = 100  # of the kernel: 108 with the final zero
+
+_log = logging.getLogger("cocoon.status")
 
 Answer = Callable[[str], Awaitable[dict[str, Any]]]
 
@@ -49,13 +52,15 @@ async def open_control(home: Path, role: str, answer: Answer) -> AsyncIterator[P
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
         yield None
         return
+    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)  # whatever made it: who may enter it may ask
         path.unlink(missing_ok=True)
-        listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         await listener.bind(os.fspath(path))
         listener.listen(ASKING_MAX)
     except OSError as error:
+        listener.close()
         raise ConfigError(f"cannot listen at {path}: {error.strerror}", advice="Is there room in the home?") from error
     try:
         async with trio.open_nursery() as nursery:
@@ -91,8 +96,17 @@ async def _answer_one(stream: trio.SocketStream, answer: Answer, limit: trio.Cap
                 what = asked["what"] if isinstance(asked, dict) else None
             except (ValueError, KeyError, RecursionError):
                 what = None
-            reply = await answer(what) if isinstance(what, str) else {"error": "not a question"}
-            await stream.send_all(json.dumps(reply, allow_nan=False).encode() + b"\n")
+            await stream.send_all(await _said(answer, what))
+
+
+async def _said(answer: Answer, what: object) -> bytes:
+    """The answer's line. A database that cannot be read now is an answer as well, and no reason to end a provider."""
+    try:
+        reply = await answer(what) if isinstance(what, str) else {"error": "not a question"}
+        return json.dumps(reply, allow_nan=False).encode() + b"\n"
+    except (CocoonError, ValueError) as error:
+        _log.warning("status.failed", extra={"error": type(error).__name__})
+        return json.dumps({"error": f"it cannot say now ({type(error).__name__})"}).encode() + b"\n"
 
 
 async def _line(stream: trio.SocketStream, bytes_max: int) -> bytes:

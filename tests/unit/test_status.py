@@ -17,7 +17,7 @@ import trio
 from cocoon.cli import main
 from cocoon.cli.status import duration, lines_of, schema
 from cocoon.cli.top import Curves
-from cocoon.errors import Unavailable
+from cocoon.errors import StoreError, Unavailable
 from cocoon.status import Status, control
 from cocoon.status.facts import (
     EarnedFacts,
@@ -134,6 +134,44 @@ def test_nonsense_on_the_socket_harms_nobody(tmp_path: Path, question: bytes) ->
                     answer = await stream.receive_some()
                 assert json.loads(answer) == {"error": "not a question"}
                 assert (await control.ask(path, "status"))["role"] == "gateway"
+
+    trio.run(body)
+
+
+@pytest.mark.parametrize("fault", [StoreError("the disk is gone"), ValueError("no number"), float("nan")])
+def test_a_status_that_cannot_be_read_ends_neither_the_process_nor_the_next_question(
+    tmp_path: Path, fault: object
+) -> None:
+    asked = 0
+
+    async def broken_once(what: str) -> dict[str, Any]:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            return await _answer(what)
+        if isinstance(fault, Exception):
+            raise fault
+        return {"uptime_s": fault}
+
+    async def body() -> None:
+        with trio.fail_after(5):
+            async with control.open_control(tmp_path, "node", broken_once) as path:
+                assert path is not None
+                said = await control.ask(path, "status")
+                assert list(said) == ["error"]
+                assert "disk" not in said["error"]
+                assert (await control.ask(path, "status"))["role"] == "gateway"
+
+    trio.run(body)
+
+
+def test_a_folder_that_others_may_enter_is_closed_before_the_socket_is_there(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir(mode=0o755)
+
+    async def body() -> None:
+        async with control.open_control(tmp_path, "node", _answer) as path:
+            assert path is not None
+            assert path.parent.stat().st_mode & 0o777 == 0o700
 
     trio.run(body)
 
