@@ -19,6 +19,7 @@ found before anything is written. Blocking: call it from a thread, or from a com
 from __future__ import annotations
 
 import contextlib
+import errno
 import fnmatch
 import io
 import os
@@ -90,7 +91,8 @@ def write_backup(home: Home, target: Path, passphrase: Secret) -> BackupReport:
     skipped = list(_skipped(home.path))
     draft = target.with_name(f".{target.name}.part")
     try:
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder, _created(draft) as sealed:
+        # The open copy stays on the home's own disk; where the backup goes, nothing is ever written that is not sealed.
+        with tempfile.TemporaryDirectory(dir=home.path, prefix=".backup-") as folder, _created(draft) as sealed:
             copy = Path(folder) / DATABASE
             if (home.path / DATABASE).exists():
                 issued = _copy_database(home.path / DATABASE, copy)
@@ -104,7 +106,7 @@ def write_backup(home: Home, target: Path, passphrase: Secret) -> BackupReport:
             stream.finish()
             sealed.flush()
             os.fsync(sealed.fileno())
-        os.link(draft, target)  # refuses to replace, unlike a rename
+        _put_in_place(draft, target)
     except FileExistsError:
         raise ConfigError(
             f"{target} exists already", advice="Choose another name; a backup replaces nothing."
@@ -120,7 +122,7 @@ def write_backup(home: Home, target: Path, passphrase: Secret) -> BackupReport:
 
 def read_backup(source: Path, home: Home, passphrase: Secret) -> BackupReport:
     """Open `source` into an empty home. Everything is checked before the home gets anything. Raises `ConfigError`."""
-    if home.path.exists() and any(home.path.iterdir()):
+    if home.path.exists() and (not home.path.is_dir() or any(home.path.iterdir())):
         raise ConfigError(
             f"the home {home.path} is not empty",
             advice="Restore into a new one with --home DIR, or move this one away.",
@@ -167,6 +169,18 @@ def _skipped(folder: Path) -> Iterator[tuple[str, str]]:
                 yield path.name, why
 
 
+def _put_in_place(draft: Path, target: Path) -> None:
+    """Under its name at last; nothing is replaced."""
+    try:
+        os.link(draft, target)  # refuses to replace, unlike a rename
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EACCES):
+            raise
+        with _created(target):  # a disk that knows no links (exFAT): take the name first, then replace only our own
+            pass
+        draft.replace(target)
+
+
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
     """Names of this machine's users are nobody's business."""
     info.uid = info.gid = 0
@@ -179,7 +193,7 @@ def _copy_database(source: Path, target: Path) -> int:
     """A consistent copy without issued vouchers; how many those were."""
     with contextlib.closing(sqlite3.connect(f"{source.as_uri()}?mode=ro", uri=True)) as live:
         with contextlib.closing(sqlite3.connect(target)) as copy:
-            live.backup(copy, pages=1_024)
+            live.backup(copy)  # in one read; in pieces it would begin anew whenever a busy node writes between two
             tables = {row[0] for row in copy.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             removed = copy.execute("DELETE FROM vouchers WHERE side = 0").rowcount if "vouchers" in tables else 0
             copy.commit()
@@ -195,7 +209,8 @@ def _unpack(stream: _Opener, folder: Path) -> list[str]:
             for member in archive:
                 name = PurePosixPath(member.name).as_posix()
                 most = DATABASE_BYTES_MAX if name == DATABASE else FILE_BYTES_MAX
-                is_known = name == DATABASE or (_is_kept(name) and ".." not in PurePosixPath(name).parts)
+                is_inside = not name.startswith("/") and ".." not in PurePosixPath(name).parts and "\0" not in name
+                is_known = name == DATABASE or (_is_kept(name) and is_inside)
                 if not (is_known and member.isreg() and 0 <= member.size <= most and len(names) < FILES_MAX):
                     raise ConfigError("the backup holds something that no backup of Cocoon's holds")
                 content = archive.extractfile(member)

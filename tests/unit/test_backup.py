@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
+import sqlite3
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -155,13 +158,25 @@ def test_a_changed_cut_or_lengthened_file_restores_nothing(tmp_path: Path) -> No
     assert not [one for one in tmp_path.iterdir() if one.name.startswith(".restore")]
 
 
-@pytest.mark.parametrize("name", ["../evil.toml", "/etc/x.toml", "a/b/c.toml", "voucher.devnet.key", "models/x.bin"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../evil.toml",
+        "/etc/x.toml",
+        "a/b/c.toml",
+        "voucher.devnet.key",
+        "models/x.bin",
+        "/key-block.json",
+        "../key-block.json",
+        "a\0b/key-block.json",
+    ],
+)
 def test_a_backup_made_by_an_enemy_writes_nowhere_else(tmp_path: Path, name: str) -> None:
     with (tmp_path / "b").open("wb") as file:
         stream = backup._Sealer(file, WORD)
         with tarfile.open(fileobj=stream, mode="w|") as archive:
             info = tarfile.TarInfo(name)
-            info.size = 3
+            info.size, info.pax_headers = 3, {"path": name}
             archive.addfile(info, io.BytesIO(b"abc"))
         stream.finish()
     with pytest.raises(ConfigError, match="holds something"):
@@ -202,6 +217,66 @@ def test_a_full_disk_leaves_no_half_backup(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match="No space left"):
         write_backup(home, tmp_path / "b", WORD)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["home"]
+
+
+def test_nothing_open_is_written_where_the_backup_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, stick = made(tmp_path), tmp_path / "stick"
+    stick.mkdir()
+    copies: list[Path] = []
+    copy = backup._copy_database
+
+    def watched(source: Path, target: Path) -> int:
+        copies.append(target)
+        return copy(source, target)
+
+    monkeypatch.setattr(backup, "_copy_database", watched)
+    write_backup(home, stick / "b", WORD)
+    assert [stick in one.parents for one in copies] == [False]
+    assert [home.path in one.parents for one in copies] == [True]
+    assert not [one for one in home.path.iterdir() if one.name.startswith(".backup")]
+
+
+def test_a_disk_without_links_takes_a_backup_and_replaces_nothing_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = made(tmp_path)
+
+    def refuse(source: object, target: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(backup.os, "link", refuse)
+    write_backup(home, tmp_path / "b", WORD)
+    assert read_backup(tmp_path / "b", Home(path=tmp_path / "again"), WORD).kept
+    draft, other = tmp_path / "draft", tmp_path / "other"
+    draft.write_text("new")
+    other.write_text("old")
+    with pytest.raises(FileExistsError):
+        backup._put_in_place(draft, other)
+    assert other.read_text() == "old"
+
+
+def test_a_database_that_is_written_all_the_time_can_be_copied(tmp_path: Path) -> None:
+    home = made(tmp_path)
+    with contextlib.closing(sqlite3.connect(home.database_path, isolation_level=None)) as writer:
+        writer.execute("CREATE TABLE filler (x BLOB)")
+        writer.executemany("INSERT INTO filler VALUES (?)", [(bytes(64_000),) for _ in range(300)])
+        writes = 0
+
+        class Busy(sqlite3.Connection):
+            def backup(self, target: Any, **given: Any) -> None:
+                def between(status: int, remaining: int, total: int) -> None:
+                    nonlocal writes
+                    writes += 1
+                    assert writes < 50, "it begins anew for ever"
+                    writer.execute("INSERT INTO filler VALUES (x'00')")
+
+                super().backup(target, **given, progress=between)
+
+        opened = sqlite3.connect
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(backup.sqlite3, "connect", lambda *a, **k: opened(*a, **k, factory=Busy))
+            assert write_backup(home, tmp_path / "b", WORD).kept
+    assert writes < 50
 
 
 def test_a_short_passphrase_is_refused(tmp_path: Path) -> None:
