@@ -82,7 +82,7 @@ def _free(verdicts: Mapping[str, Verdict]) -> str:
         errors = " | ".join(f"{verdict.free[share]:+.2%}" for share in SHARES)
         lines.append(
             f"| {name} | {verdict.seeds} | {real.mean:.1f} ± {_half(real)} | {fast.mean:.1f} ± {_half(fast)} "
-            f"| {errors} | {_yes(verdict.overlaps)} | {_yes(verdict.free_holds)} | {verdict.speed:.0f} |"
+            f"| {errors} | {_overlap(verdict)} | {_within(verdict)} | {verdict.speed:.0f} |"
         )
     return "\n".join([*lines, ""])
 
@@ -128,6 +128,17 @@ def as_json(verdicts: Mapping[str, Verdict]) -> dict[str, Any]:
 
 def _yes(holds: bool) -> str:
     return "yes" if holds else "**no**"
+
+
+def _overlap(verdict: Verdict) -> str:
+    return _yes(verdict.overlaps) if verdict.seeds > 1 else "–"
+
+
+def _within(verdict: Verdict) -> str:
+    """A verdict needs its seeds; before that the row says only how close it is."""
+    if verdict.free_holds or verdict.seeds >= FREE_SEEDS_MIN:
+        return _yes(verdict.free_holds)
+    return "too few seeds"
 
 
 def _half(interval: Any) -> str:
