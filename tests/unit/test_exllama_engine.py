@@ -215,6 +215,56 @@ def test_an_engine_that_keeps_failing_says_so_and_takes_nothing_more(version: Mo
     run(version, tmp_path, body)
 
 
+def test_requests_that_the_library_chokes_on_end_alone_and_break_nothing(
+    version: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else three bad requests of a stranger take a provider off the network."""
+
+    async def body(engine: ExllamaEngine) -> None:
+        generator = engine._backend._generator  # type: ignore[attr-defined]
+        isolate, chokes = exllama_pages.isolate, True
+
+        def choke(job: Any, tag: bytes) -> None:
+            if chokes:
+                raise (ValueError if tag else RuntimeError)("no such rule: a secret of the user's")
+            isolate(job, tag)
+
+        async with engine.generate(chat("words", max_tokens=200)) as events:
+            await anext(events)
+            monkeypatch.setattr(exllama_pages, "isolate", choke)
+            for tag in (b"", b"", b"", b"mallory"):
+                with pytest.raises(EngineError, match="at this request"):
+                    await ask(engine, chat("nonsense", tag=tag))
+            chokes = False
+            assert [one async for one in events], "who runs already is not disturbed"
+        assert (await ask(engine, chat("words")))[0]
+        assert not generator._pending and not generator._active, "what was half begun is forgotten"
+
+    run(version, tmp_path, body)
+    assert "not started" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_a_library_that_cannot_even_cancel_leaves_nobody_waiting(
+    version: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body(engine: ExllamaEngine) -> None:
+        generator = engine._backend._generator  # type: ignore[attr-defined]
+
+        def refuse(job: Any) -> None:
+            raise RuntimeError("CUDA error")
+
+        monkeypatch.setattr(generator, "cancel", refuse)
+        for _ in range(FAILURES_MAX):
+            generator.fail_next = 1
+            with pytest.raises(EngineError, match="failed"):
+                await ask(engine, chat("words"))
+        with pytest.raises(EngineError, match="restart the provider"):
+            await ask(engine, chat("words"))
+
+    run(version, tmp_path, body)
+
+
 @pytest.mark.parametrize("name", ["exllamav2", "exllamav3"])
 def test_a_machine_without_the_library_or_cuda_gets_a_sentence(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -249,6 +299,13 @@ def test_a_folder_that_is_not_a_model_is_named(tmp_path: Path, file: str, conten
         (tmp_path / file).write_text(content)
     with pytest.raises(ModelFileError, match=says):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("given", [[{"name": []}], [{"name": "default", "template": 5}], [5], {}, 7])
+def test_templates_of_another_form_are_no_template(tmp_path: Path, given: object) -> None:
+    exllama.write_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
+    assert read_folder(tmp_path).template == ""
 
 
 @pytest.mark.parametrize(

@@ -339,12 +339,13 @@ class ExllamaEngine:
                 if begun:  # one per step: `exllama_pages` says why
                     job = begun.popleft()
                     self._start(job, running)
-                steps = self._backend.step() if running else []
-                failures = 0
+                steps: list[Step] = []
+                if running:
+                    steps, failures = self._backend.step(), 0
             except Exception as error:  # a supervision boundary: whatever CUDA throws must not end the thread
                 failures += 1
                 for key in running:
-                    self._backend.cancel(key)
+                    self._cancel(key)
                 running.clear()
                 begun.clear()
                 self._broken = failures >= FAILURES_MAX
@@ -355,15 +356,27 @@ class ExllamaEngine:
                     running.discard(step.key)
             if steps:
                 self._tell(*steps)
-        self._backend.close()
+        try:
+            self._backend.close()
+        except Exception as error:  # the same boundary: the memory is the driver's to take back
+            _log.warning("%s does not let go of its memory: %s", self._backend.name, type(error).__name__)
 
     def _start(self, job: _Job, running: set[int]) -> None:
         try:
             self._backend.start(job.key, job.prompt, job.wanted, job.tag)
-        except ValueError as error:
-            self._tell(Step(key=job.key, failed=f"not started: {str(error)[:200]}"))
+        except Exception as error:  # the same boundary: what one request makes of the library ends that request alone
+            self._cancel(job.key)
+            # The kind only: a library's words about a grammar quote it, and it is a part of the prompt.
+            self._tell(Step(key=job.key, failed=f"not started: {type(error).__name__}"))
         else:
             running.add(job.key)
+
+    def _cancel(self, key: int) -> None:
+        """A library that is broken may not even be able to forget; the thread goes on and says so at the next step."""
+        try:
+            self._backend.cancel(key)
+        except Exception as error:  # the same boundary
+            _log.warning("%s cannot cancel a job: %s", self._backend.name, type(error).__name__)
 
     def _listen(self, running: set[int], begun: deque[_Job]) -> bool:
         """Take what has arrived; wait for it if there is nothing to do. False at the end."""
@@ -374,7 +387,7 @@ class ExllamaEngine:
                 return True
             if item is None:
                 for key in running:
-                    self._backend.cancel(key)
+                    self._cancel(key)
                 return False
             if isinstance(item, _Begin):
                 begun.append(item.job)
@@ -389,7 +402,7 @@ class ExllamaEngine:
                 return
         if key in running:
             running.discard(key)
-            self._backend.cancel(key)
+            self._cancel(key)
             self._tell(Step(key=key, ended=FinishReason.STOP))
 
     def _tell(self, *items: Step | BaseException) -> None:

@@ -153,9 +153,9 @@ class _V2:
             self._generator.enqueue(job)
         except AssertionError as error:  # how the library says that a job does not fit
             raise ValueError(str(error)) from error
+        self._jobs[key] = job
         if self._paged:
             exllama_pages.isolate(job, tag)
-        self._jobs[key] = job
 
     def step(self) -> list[Step]:
         results = self._generator.iterate()

@@ -165,8 +165,8 @@ class _V3:
             self._generator.enqueue(job)
         except AssertionError as error:  # how the library says that a job does not fit
             raise ValueError(str(error)) from error
-        exllama_pages.isolate(job, tag)
         self._jobs[key] = job
+        exllama_pages.isolate(job, tag)
 
     def step(self) -> list[Step]:
         results = self._generator.iterate()

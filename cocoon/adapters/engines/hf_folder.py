@@ -70,7 +70,8 @@ def _template(path: Path, given: object) -> str:
     elif isinstance(given, str):
         text = given
     elif isinstance(given, list):  # several, by name
-        named = {one.get("name"): one.get("template") for one in given if isinstance(one, dict)}
+        pairs = ((one.get("name"), one.get("template")) for one in given if isinstance(one, dict))
+        named = {name: one for name, one in pairs if isinstance(name, str) and isinstance(one, str)}
         text = named.get("tool_use") or named.get("default") or ""
     else:
         text = ""
