@@ -134,6 +134,9 @@ async def ask(engine: UpstreamEngine, **fields: Any) -> tuple[list[Delta], Finis
         "127.0.0.1:8000",
         "",
         "http://a@localhost",
+        "http://127.0.0.1:99999",
+        "http://127.0.0.1:x",
+        "http://[::1",
     ],
 )
 def test_prompts_never_leave_the_machine(url: str) -> None:
@@ -157,6 +160,27 @@ def test_ids_that_the_server_gives_are_given_on(tmp_path: Path) -> None:
         assert (end.usage.completion_tokens, end.finish_reason) == (3, FinishReason.STOP)
 
     run(server, tmp_path, body)
+
+
+def test_events_without_a_space_after_the_colon_are_read(tmp_path: Path) -> None:
+    server = Server()
+    server.stream = [piece.replace(b"data: ", b"data:") for piece in (event(text="Hello"), DONE)]
+
+    async def body(engine: UpstreamEngine) -> None:
+        deltas, _ = await ask(engine)
+        assert "".join(delta.text for delta in deltas) == "Hello"
+
+    run(server, tmp_path, body)
+
+
+@pytest.mark.parametrize("key", [b"", "schlüssel".encode(), b"a\nb: c"])
+def test_a_key_that_no_header_takes_is_said_without_the_key(tmp_path: Path, key: bytes) -> None:
+    async def body(engine: UpstreamEngine) -> None:
+        raise AssertionError("it connected")
+
+    with pytest.raises(ConfigError, match="key") as caught:
+        run(Server(), tmp_path, body, key=Secret(key))
+    assert "schl" not in str(caught.value)
 
 
 def test_the_bill_is_counted_here_whatever_the_server_says(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -225,8 +249,9 @@ def test_json_is_offered_only_where_the_server_kept_to_a_schema(tmp_path: Path) 
         ([b'data: {"error": {"message": "CUDA"}}\n\n'], False),
         ([b"data: " + b"x" * (upstream.LINE_BYTES_MAX + 10)], False),
         ([b"data: " + b"[" * 100_000 + b"\n\n"], False),
+        ([event(text="Half an ans"), event(text="", finish_reason="abort"), b"data: [DONE]\n\n"], False),
     ],
-    ids=["cut", "no end", "nonsense", "a list", "no choice", "error", "endless line", "deep"],
+    ids=["cut", "no end", "nonsense", "a list", "no choice", "error", "endless line", "deep", "given up"],
 )
 def test_a_broken_answer_is_an_engine_error_and_the_next_request_works(
     tmp_path: Path, stream: list[bytes], cut: bool

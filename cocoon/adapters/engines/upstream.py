@@ -47,6 +47,7 @@ STREAM_BYTES_MAX: Final = 64 * 1024 * 1024  # some 200 bytes for each token
 ANSWER_BYTES_MAX: Final = 1024 * 1024  # of anything that is not a stream
 LINE_BYTES_MAX: Final = 256 * 1024  # of one event
 HELD_CHARS_MAX: Final = 64  # text without a space is cut here; a token more or less may come of it
+_BROKEN_OFF: Final = ("abort", "error")  # vLLM and SGLang, when they drop a request: half an answer is not the whole
 COUNTS_DIFFER: Final = 1.1  # the server's count and ours: beyond this the model folder is probably another model's
 
 Progress = Callable[[str], None]
@@ -75,7 +76,7 @@ async def open_upstream_engine(
     base = local_url(url)
     read = await trio.to_thread.run_sync(read_folder, folder)
     tokenizer = await trio.to_thread.run_sync(_tokenizer, read)
-    headers = {"authorization": f"Bearer {key.reveal().decode('ascii')}"} if key is not None else {}
+    headers = {} if key is None else {"authorization": f"Bearer {_key_text(key)}"}
     # A fresh connection for each request: servers drop kept ones just when they are needed, and loopback is cheap.
     limits = httpx.Limits(max_connections=slots + 2, max_keepalive_connections=0)
     timeout = httpx.Timeout(SILENCE_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
@@ -105,18 +106,30 @@ async def open_upstream_engine(
 
 def local_url(url: str) -> str:
     """`url` without `/v1`, if it names this machine. Raises `ConfigError`."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
     try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
         is_local = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        is_local = False
-    if parts.scheme != "http" or not is_local or parts.query or parts.fragment or parts.username:
+        is_plain = parts.scheme == "http" and port != 0 and not (parts.query or parts.fragment or parts.username)
+    except ValueError:  # no address, or a port or bracket that is none
+        is_local = is_plain = False
+    if not (is_local and is_plain):
         raise ConfigError(
             f"the inference server must be on this machine: {url[:100]!a}",
             advice="Write http://127.0.0.1:PORT. Prompts must not leave the machine whose evidence the client checked.",
         )
     return f"http://{parts.netloc}{parts.path.rstrip('/').removesuffix('/v1')}"
+
+
+def _key_text(key: Secret) -> str:
+    """As a header takes it. Raises `ConfigError`, without the key."""
+    data = key.reveal()
+    if not data or any(not 0x21 <= byte <= 0x7E for byte in data):
+        raise ConfigError(
+            "the inference server's key is empty, or has characters that no header takes",
+            advice="The key's file must hold one line of printable ASCII and nothing else.",
+        )
+    return data.decode("ascii")
 
 
 def _tokenizer(folder: HfFolder) -> Any:
@@ -508,6 +521,8 @@ class _Stream:
                 text.append(new)
             if self._engine._gives_ids and _is_ids(choice.get("token_ids")):
                 ids.extend(choice["token_ids"])
+            if choice.get("finish_reason") in _BROKEN_OFF:
+                raise EngineError("the inference server gave an answer up", retryable=True)
             if isinstance(choice.get("finish_reason"), str):
                 self._reason = FinishReason.LENGTH if choice["finish_reason"] == "length" else FinishReason.STOP
         fresh = "".join(text)
@@ -535,11 +550,12 @@ class _Stream:
         if len(self._rest) > LINE_BYTES_MAX:
             raise EngineError("the inference server sends a line without an end")
         for line in lines:
-            data = line.strip()
-            if not data.startswith(b"data:") or data == b"data: [DONE]":
+            name, _, value = line.strip().partition(b":")
+            data = value.strip()
+            if name != b"data" or data == b"[DONE]":
                 continue
             try:
-                event = json.loads(data[5:])
+                event = json.loads(data)
             except (ValueError, RecursionError) as error:
                 raise EngineError("the inference server sent an event that cannot be read") from error
             if not isinstance(event, dict):
