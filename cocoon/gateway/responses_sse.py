@@ -39,6 +39,7 @@ class ResponsesEncoder:
         self._message_id: str | None = None  # of the text that is being written
         self._text: list[str] = []
         self._logprobs: list[dict[str, Any]] = []
+        self._waiting: list[dict[str, Any]] = []  # log-probabilities of tokens whose text is not certain yet
         self._calls: dict[int, dict[str, Any]] = {}
         self._call_ids: dict[int, str] = {}
         self._open_call: int | None = None
@@ -78,10 +79,12 @@ class ResponsesEncoder:
 
     def _delta(self, delta: Delta) -> list[bytes]:
         parts: list[bytes] = []
+        if delta.logprobs and self._wants_logprobs:
+            self._waiting += chat_logprobs(delta.logprobs)["content"]
         if delta.text:
             parts += self._close_call()
             parts += self._open_message()
-            logprobs = chat_logprobs(delta.logprobs)["content"] if self._wants_logprobs else []
+            logprobs, self._waiting = self._waiting, []
             self._text.append(delta.text)
             self._logprobs += logprobs
             parts.append(self._in_text("response.output_text.delta", delta=delta.text, logprobs=logprobs))
@@ -107,6 +110,8 @@ class ResponsesEncoder:
         if self._message_id is None:
             return []
         words = "".join(self._text)
+        self._logprobs += self._waiting  # of the last tokens, which had no text of their own
+        self._waiting = []
         part = text_part(words, self._logprobs)
         item = message_item(self._message_id, status, [part])
         parts = [

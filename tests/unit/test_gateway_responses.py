@@ -11,7 +11,7 @@ import trio
 
 from cocoon.errors import InvalidRequest, StreamBroken
 from cocoon.gateway.responses import read_responses
-from cocoon.ports import Delta
+from cocoon.ports import Delta, Logprob
 from cocoon.types import FinishReason
 from tests.fakes.client_role import FakeClientRole, Script, words
 from tests.fakes.gateway import running_gateway
@@ -132,6 +132,25 @@ def test_a_stream_has_openais_events_in_their_order() -> None:
     assert last["x_cocoon"]["receipt"]["verified"] is True
     assert found[0]["response"]["status"] == "in_progress"
     assert len({one["item_id"] for one in found if "item_id" in one}) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_token_has_its_log_probability_though_its_text_comes_later(stream: bool) -> None:
+    def token(number: int, text: str) -> Delta:
+        return Delta(
+            text=text, token_ids=(number,), logprobs=(Logprob(token_id=number, token=b"t%d" % number, logprob=-0.5),)
+        )
+
+    steps = [token(0, "a"), token(1, ""), token(2, "☃"), token(3, "")]
+    body = {**BODY, "stream": stream, "include": ["message.output_text.logprobs"]}
+    response, _ = ask(Script(steps=steps), body)
+    answer = events(response.text)[-1]["response"] if stream else response.json()
+    (item,) = answer["output"]
+    assert item["content"][0]["text"] == "a☃"
+    assert [one["token"] for one in item["content"][0]["logprobs"]] == ["t0", "t1", "t2", "t3"]
+    if stream:
+        deltas = [one for one in events(response.text) if one["type"] == "response.output_text.delta"]
+        assert [[each["token"] for each in one["logprobs"]] for one in deltas] == [["t0"], ["t1", "t2"]]
 
 
 @pytest.mark.parametrize("stream", [False, True])
