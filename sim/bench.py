@@ -2,8 +2,8 @@
 
 Everything is measured in CPU time, each row in a process of its own, so that memory is that row's. The flood workload
 is one for all: a random mesh of degree 8, pair latencies U(10, 100) ms, ten floods a second, one heartbeat per node
-and second. C++ (`bench.cpp`, compiled on the spot where there is a compiler) shows what the machine can do at most; SimPy
-what a simulator of processes does with it. Level 1 runs the shipped routers, which do far more per event.
+and second. C++ (`bench.cpp`, compiled on the spot where there is a compiler) shows what the machine can do at most;
+SimPy what a simulator of processes does with it. Level 1 runs the shipped routers, which do far more per event.
 
 Not here: whether the figures are right (`xval`).
 """
