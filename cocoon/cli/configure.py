@@ -99,33 +99,70 @@ def _line(key: str, value: Any, default: Any) -> str:
 def _edit(path: Path, home: Home, console: Console) -> int:
     """Edit a copy; it replaces the file only when it is right, so that a running node never reads half a change."""
     home.create()
+    path = path.resolve()  # behind a link the file itself is changed
     plain: dict[str, Any] = msgspec.to_builtins(Config())
-    before = path.read_text() if path.exists() else HEAD + render(plain, plain)
-    command = shlex.split(next((os.environ[name] for name in EDITORS if os.environ.get(name)), EDITOR))
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".edit-") as folder:
-        draft = Path(folder) / path.name
-        draft.write_text(before)
-        while True:
-            try:
-                # The user's own editor, by the user's own environment.
-                status = subprocess.run([*command, str(draft)], check=False).returncode  # noqa: S603
-            except OSError as error:
-                raise ConfigError(
-                    f"cannot start the editor {command[0]!r}: {error.strerror}", advice="Set $EDITOR."
-                ) from error
-            if status != 0:
-                raise ConfigError(f"the editor ended with status {status}; nothing was changed")
-            try:
-                _read(draft, must_exist=True)
-                break
-            except ConfigError as error:
-                console.explain_briefly(error)
-                if not console.is_terminal or input("Edit again? [Y/n] ").strip().lower() in ("n", "no"):
-                    raise ConfigError("the new text is not right; nothing was changed") from error
-        if draft.read_text() == before and path.exists():
-            console.say("nothing was changed")
-        else:
-            draft.replace(path)
-            console.say(f"kept in {path}; restart what runs to use it")
+    before = _text(path) if path.exists() else HEAD + render(plain, plain)
+    command = _editor()
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".edit-") as folder:
+            draft = Path(folder) / path.name
+            draft.write_text(before)
+            _edit_until_right(command, draft, console)
+            if _text(draft) == before and path.exists():
+                console.say("nothing was changed")
+            else:
+                draft.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o600)
+                draft.replace(path)
+                console.say(f"kept in {path}; restart what runs to use it")
+    except OSError as error:
+        raise ConfigError(f"cannot change {path}: {error.strerror}") from error
     console.data({"file": str(path), "ok": True})
     return 0
+
+
+def _text(path: Path) -> str:
+    try:
+        with path.open("rb") as opened:
+            data = opened.read(CONFIG_BYTES_MAX + 1)
+        if len(data) > CONFIG_BYTES_MAX:
+            raise ConfigError(f"{path} is larger than {CONFIG_BYTES_MAX} bytes")
+        return data.decode()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text") from error
+
+
+def _editor() -> list[str]:
+    """The user's own editor, by the user's own environment."""
+    said = next((os.environ[name] for name in EDITORS if os.environ.get(name, "").strip()), EDITOR)
+    try:
+        return shlex.split(said)
+    except ValueError as error:
+        raise ConfigError(f"$EDITOR cannot be read as a command: {error}", advice="Set $EDITOR.") from error
+
+
+def _edit_until_right(command: list[str], draft: Path, console: Console) -> None:
+    while True:
+        try:
+            status = subprocess.run([*command, str(draft)], check=False).returncode  # noqa: S603 as `_editor` says
+        except OSError as error:
+            raise ConfigError(
+                f"cannot start the editor {command[0]!r}: {error.strerror}", advice="Set $EDITOR."
+            ) from error
+        if status != 0:
+            raise ConfigError(f"the editor ended with status {status}; nothing was changed")
+        try:
+            _read(draft, must_exist=True)
+            return
+        except ConfigError as error:
+            console.explain_briefly(error)
+            if not (console.is_terminal and _again()):
+                raise ConfigError("the new text is not right; nothing was changed") from error
+
+
+def _again() -> bool:
+    try:
+        return input("Edit again? [Y/n] ").strip().lower() not in ("n", "no")
+    except EOFError:
+        return False

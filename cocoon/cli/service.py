@@ -131,7 +131,7 @@ def unit_text(role: str, *, home: Path, command: list[str], user_name: str | Non
     return UNIT.format(
         role=role,
         what=_WHAT[role],
-        command=" ".join(_escaped(word) for word in command),
+        command=" ".join(_escaped(word).replace("$", "$$") for word in command),  # only there `$` means something
         home=_escaped(str(home)),
         stop_s=STOP_S,
         user=f"User={_escaped(user_name)}" if user_name is not None else "# runs as you",
@@ -167,11 +167,11 @@ def _command(role: str) -> list[str]:
 
 
 def _escaped(text: str) -> str:
-    if any(char in text for char in " \t\n\"'\\;"):
+    if not text.isprintable() or any(char in text for char in " \"'\\;"):
         raise ConfigError(
             f"a service cannot use the path {text[:200]!a}", advice="Choose one without spaces or quotes."
         )
-    return text.replace("%", "%%").replace("$", "$$")
+    return text.replace("%", "%%")
 
 
 def _caller() -> str:

@@ -102,6 +102,40 @@ def test_an_editor_that_is_not_there_is_named(
     assert "no-such-editor-here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("said", ["vi 'half", "   "])
+def test_an_editor_that_is_no_command_is_said(home: Path, monkeypatch: pytest.MonkeyPatch, said: str) -> None:
+    monkeypatch.setenv("VISUAL", said)
+    monkeypatch.setenv("EDITOR", "false")
+    assert main(["config", "edit", "--home", str(home)]) == ConfigError("x").exit_code
+    assert not (home / "config.toml").exists()
+
+
+def test_an_edit_keeps_the_files_mode_and_goes_through_a_link(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "dotfiles.toml"
+    kept.write_text("[provider]\nslots = 3\n")
+    kept.chmod(0o600)
+    (home / "config.toml").symlink_to(kept)
+    editor(tmp_path, monkeypatch, "import sys; open(sys.argv[1], 'w').write('[provider]\\nslots = 7\\n')")
+    assert main(["config", "edit", "--home", str(home)]) == 0
+    assert (home / "config.toml").is_symlink()
+    assert "slots = 7" in kept.read_text()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("where", ["nowhere/config.toml", "latin.toml", "huge.toml"])
+def test_a_file_that_cannot_be_edited_is_said_in_a_sentence(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    (tmp_path / "latin.toml").write_bytes(b"# \xff\n")
+    (tmp_path / "huge.toml").write_text("# x\n" * 1_000_000)
+    editor(tmp_path, monkeypatch, "pass")
+    path = tmp_path / where
+    assert main(["config", "edit", str(path), "--home", str(home)]) == ConfigError("x").exit_code
+    assert str(path) in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("user_name", [None, "root"])
 @pytest.mark.parametrize("devices", [False, True])
@@ -146,6 +180,20 @@ def test_a_service_is_installed_shown_and_removed(
 def test_a_path_that_a_unit_cannot_say_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot use the path"):
         unit_text("node", home=tmp_path / "my home", command=["x"], user_name=None, devices=False)
+
+
+@pytest.mark.parametrize("name", ["a\rb", "a\x00b", "a\x0bb"])
+def test_a_control_character_in_a_path_cannot_write_into_a_unit(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="cannot use the path"):
+        unit_text("node", home=tmp_path / name, command=["x"], user_name=None, devices=False)
+
+
+def test_a_dollar_in_the_homes_path_stays_one(tmp_path: Path) -> None:
+    """systemd replaces `$` in commands only."""
+    unit = unit_text("node", home=tmp_path / "a$b", command=["/x", "a$b"], user_name=None, devices=False)
+    assert f"Environment=COCOON_HOME={tmp_path}/a$b\n" in unit
+    assert f"ReadWritePaths={tmp_path}/a$b\n" in unit
+    assert "ExecStart=/x a$$b\n" in unit
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
