@@ -139,7 +139,7 @@ class RunningReply:
 
     @property
     def trust(self) -> TrustLevel:
-        """What was proven before the prompt left."""
+        """What was proven before the prompt left: by the weakest of those who got it."""
         if self._trust is None:
             raise LocalProtocolError("no provider has been trusted yet")
         return self._trust
@@ -330,6 +330,8 @@ class RunningReply:
                 self._client.spending.close(attempt)
             raise
         self._attempt = attempt
+        if self._trust is None or level.rank < self._trust.rank:
+            self._trust = level  # it has left, whatever comes of it
         try:
             await running.next_event()  # `RequestAccepted`, or it raises; the machine bounds the wait
         except BaseException:
@@ -337,7 +339,6 @@ class RunningReply:
             raise
         self._listed = listed
         self._running = running
-        self._trust = level
         self._began_ns = 0
         self._attempt_tokens = (0, 0)
         if not self._shown_ids:
@@ -448,7 +449,10 @@ class RunningReply:
     async def _has_another(self) -> bool:
         """Whether somebody else could take over. With nobody else, waiting is better than giving up."""
         excluded = frozenset((*self._excluded, self._current.offer.provider))
-        choice = await self._client.choose(self._request, excluded=excluded, spent=self._spent_nano)
+        try:
+            choice = await self._client.choose(self._request, excluded=excluded, spent=self._spent_nano)
+        except CocoonError:  # only paid offers are left, say: nobody, either
+            return False
         return choice.chosen is not None
 
     # --- endings -----------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from cocoon.adapters.engines.paced import PacedEngine
 from cocoon.errors import EngineError, StreamBroken
 from cocoon.ports.engine import Delta, EngineEvent, Finished, GenerationRequest
-from cocoon.types import FinishReason, Prices, Usage, due_nano, ton
+from cocoon.types import FinishReason, Prices, TrustLevel, Usage, due_nano, ton
 from tests.fakes.little_market import LittleMarket, ask, open_market
 from tests.fakes.pay import payout_number
 
@@ -202,5 +202,45 @@ def test_a_provider_that_does_not_take_an_answer_over_in_time_holds_none_of_its_
         assert len(asked.reply.attempts) == 2
         assert "take the answer over" in asked.reply.attempts[1]
         assert asked.tokens == TOKENS
+
+    run(scenario)
+
+
+def test_a_moved_answer_claims_no_more_trust_than_its_weakest_provider_proved() -> None:
+    async def scenario(market: LittleMarket) -> None:
+        client = await three(market, Claims)
+        opened, levels = client.pool.trusted_link, [TrustLevel.OPEN, TrustLevel.SIMULATED]
+
+        async def proven(offer: Any, **fields: Any) -> Any:
+            link, _ = await opened(offer, **fields)
+            return link, levels.pop(0)
+
+        client.pool.trusted_link = proven
+        moved = await Asked().run(client, at=(10,), lose=lambda it: market.wires.crash(it.provider))
+        assert levels == []
+        assert moved.reply.trust is TrustLevel.OPEN
+
+    run(scenario)
+
+
+def test_a_silent_provider_is_waited_for_when_all_others_ask_for_money_that_there_is_not() -> None:
+    async def scenario(market: LittleMarket) -> None:
+        only = await market.add_provider("free", Claims())
+        client = await market.add_client()
+        listed = client._listed
+        paid = await market.add_provider("paid", Claims(), output_nano=PRICE, payout=payout_number(1))
+
+        def pause(reply: Any) -> None:
+            for connection in market.wires.nodes[only.network.peer].live_connections():
+                connection.link.change_delay_s(3.0)
+            client._listed = lambda model: tuple(
+                one for one in listed(model) if one.offer.provider == paid.network.peer
+            )
+
+        await Asked().run(client)
+        assert len(listed(None)) == 2
+        asked = await Asked().run(client, at=(20,), lose=pause)
+        assert asked.tokens == TOKENS
+        assert asked.reply.attempts == ()
 
     run(scenario)
