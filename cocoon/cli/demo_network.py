@@ -40,6 +40,7 @@ from .options import Setup, chosen_trust
 from .paying import opened_account
 from .stacks import check_port_free, open_api, warning_of
 from .views import brief_peer
+from .watching import explained, shown
 
 PREFIX: Final = "cocoon-demo-"
 LOCK_FILE: Final = "lock"
@@ -91,14 +92,19 @@ async def run_demo(
                 path = client.home.database_path
                 store = await stack.enter_async_context(await SqliteStore.open(path, clock=clock, entropy=entropy))
             role = await stack.enter_async_context(open_role(terms, store=store, payment=payment))
-            gateway, _ = await stack.enter_async_context(open_api(role, prepared.config, Home(path=folder), key, clock))
+            home = Home(path=folder)
+            gateway, status = await stack.enter_async_context(open_api(role, prepared.config, home, key, clock))
+            why = explained(status.record, prepared.config)
+            await stack.enter_async_context(shown(home, "gateway", status, console, why=why))
             offers = await _all_offers(role, providers)
             console.progress(f"ready after {time.monotonic() - started_at:.1f} s")
             if question is not None:
                 await _ask_once(console, gateway.base_url, key, question, model=model, offers=offers, money=money)
                 return
             running = network.running
-            _say_what_to_try(console, gateway.base_url, key, network.bootstrap, model, offers, running, trust, money)
+            _say_what_to_try(
+                console, gateway.base_url, key, network.bootstrap, model, offers, running, trust, money, home=folder
+            )
             console.data(
                 {
                     "event": "ready",
@@ -229,6 +235,8 @@ def _say_what_to_try(
     running: list[Child],
     trust: TrustPolicy,
     money: DemoMoney | None,
+    *,
+    home: Path,
 ) -> None:
     secret = key.reveal().decode()
     cheapest = offers[0]
@@ -248,14 +256,17 @@ def _say_what_to_try(
         'messages=[{"role": "user", "content": "What is Cocoon?"}]))\n'
     )
     console.line(
-        f"3. Kill the provider that serves you (the cheapest, {format_ton(cheapest.prices.output_nano)} TON out),"
+        f"3. Kill the cheapest provider ({format_ton(cheapest.prices.output_nano)} TON out), also while it answers:"
     )
-    console.line("   and ask again: another answers.\n")
+    console.line("   another one goes on.\n")
     console.line(f"   kill -9 {victim.pid}\n")
-    home = "" if money is None else f" --home {money.chat.home.path}"
-    console.line(f"Or talk: cocoon chat --trust {trust.level.value} --bootstrap {bootstrap}{home}\n")
+    console.line("4. See who served you and why, and what runs:\n")
+    console.line(f"   cocoon why last --home {home}")
+    console.line(f"   cocoon top --home {home}\n")
+    own_home = "" if money is None else f" --home {money.chat.home.path}"
+    console.line(f"Or talk: cocoon chat --trust {trust.level.value} --bootstrap {bootstrap}{own_home}\n")
     if money is not None:
-        console.line("4. Look at the money (of the devnet: its coins are worth nothing):\n")
+        console.line("5. Look at the money (of the devnet: its coins are worth nothing):\n")
         console.line(f"   export COCOON_HOME={money.chat.home.path}   # programs of your own pay from this account\n")
         for command in money.commands():
             console.line(f"   {command}")
