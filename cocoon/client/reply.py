@@ -281,6 +281,7 @@ class RunningReply:
         least = max(shown - held_back - self._textless_tokens, 1 if any(self._shown_text) else 0)
         self._kept_tokens = kept if least <= kept <= shown else shown
         del self._shown_ids[self._kept_tokens :]
+        self._is_all_shown = self._is_all_shown and self._kept_tokens == shown  # or the last words are still to come
 
     async def _move(self, error: CocoonError) -> None:
         """Another provider goes on with the answer. Raises what the caller must know when nobody can."""

@@ -40,8 +40,9 @@ class Claims(PacedEngine):
 
 
 class _End:
-    def __init__(self, *events: EngineEvent) -> None:
+    def __init__(self, *events: EngineEvent, hangs: bool = False) -> None:
         self._events = [*events]
+        self._hangs = hangs
 
     def __aiter__(self) -> _End:
         return self
@@ -49,6 +50,8 @@ class _End:
     async def __anext__(self) -> EngineEvent:
         await trio.lowlevel.checkpoint()
         if not self._events:
+            if self._hangs:
+                await trio.sleep_forever()
             raise StopAsyncIteration
         return self._events.pop(0)
 
@@ -67,6 +70,21 @@ class EndsAtOnce(PacedEngine):
             return
         usage = Usage(prompt_tokens=self._prompt_tokens(request), completion_tokens=0)
         yield _End(Finished(finish_reason=FinishReason.STOP, usage=usage))
+
+
+class HoldsTheLast(PacedEngine):
+    """The text of its last token comes a moment later, as when it might begin a stop word; then it is lost."""
+
+    @asynccontextmanager
+    async def _generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
+        async with super()._generate(request) as stream:
+            if request.continued is not None:
+                yield stream
+                return
+            events = [event async for event in stream]
+            last = events[-2]
+            assert isinstance(last, Delta)
+            yield _End(*events[:-2], Delta(token_ids=last.token_ids), hangs=True)
 
 
 class Mute(PacedEngine):
@@ -154,6 +172,23 @@ def test_tokens_that_were_shown_are_counted_though_the_next_provider_has_nothing
         assert len(moved.reply.attempts) == 1
         assert moved.reply.summary.usage == whole.reply.summary.usage
         assert moved.reply.summary.usage.completion_tokens == 12
+
+    run(scenario)
+
+
+def test_the_last_words_are_not_lost_when_all_tokens_were_shown_and_not_their_text() -> None:
+    async def scenario(market: LittleMarket) -> None:
+        for name in ("one", "two"):
+            await market.add_provider(name, HoldsTheLast(tokens_per_s=20.0, first_token_s=0.05, answer_tokens=TOKENS))
+        whole = PacedEngine(tokens_per_s=20.0, answer_tokens=TOKENS)
+        request = GenerationRequest(endpoint="chat.completions", body={**ask(), "max_tokens": 12})
+        async with whole.generate(request) as stream:
+            text = "".join([event.text async for event in stream if isinstance(event, Delta)])
+        client = await market.add_client()
+        moved = await Asked().run(client, at=(12,), lose=lambda it: market.wires.crash(it.provider), max_tokens=12)
+        assert "".join(moved.text) == text
+        assert moved.reply.summary.usage.completion_tokens == 12
+        assert moved.reply.summary.finish_reason is FinishReason.LENGTH
 
     run(scenario)
 
