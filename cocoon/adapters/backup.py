@@ -127,7 +127,10 @@ def read_backup(source: Path, home: Home, passphrase: Secret) -> BackupReport:
             f"the home {home.path} is not empty",
             advice="Restore into a new one with --home DIR, or move this one away.",
         )
-    home.path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        home.path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"there can be no home at {home.path}: {_reason(error)}") from error
     try:
         with tempfile.TemporaryDirectory(dir=home.path.parent, prefix=".restore-") as folder:
             whole = Path(folder) / "home"

@@ -207,6 +207,15 @@ def test_neither_a_backup_nor_a_home_is_overwritten(tmp_path: Path) -> None:
         read_backup(tmp_path / "b", home, WORD)
 
 
+@pytest.mark.parametrize("where", ["a file", "a file/home"])
+def test_a_place_where_no_home_can_be_is_said(tmp_path: Path, where: str) -> None:
+    write_backup(made(tmp_path), tmp_path / "b", WORD)
+    (tmp_path / "a file").write_text("mine")
+    with pytest.raises(ConfigError, match="a file"):
+        read_backup(tmp_path / "b", Home(path=tmp_path / where), WORD)
+    assert (tmp_path / "a file").read_text() == "mine"
+
+
 def test_a_full_disk_leaves_no_half_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = made(tmp_path)
 
