@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -113,6 +113,7 @@ class RunningReply:
         self._shown_ids: list[int] = []  # what the caller has, to be continued from
         self._shown_text: list[str] = []
         self._textless_tokens = 0  # of them, the last ones that may have no text yet, stop words apart
+        self._made_again = 0  # tokens that the caller has, and whose text this attempt still has to bring
         self._kept_tokens = 0  # of it, what this attempt goes on from
         self._output_tokens_max = 0  # of the whole answer, as the first provider was asked
         self._is_all_shown = False  # only the end was lost: what comes now is one token too many
@@ -265,6 +266,12 @@ class RunningReply:
         self._shown_text.append(delta.text)
         count = len(delta.token_ids)
         self._textless_tokens = max(0, count - 1) if delta.text else self._textless_tokens + count
+        if self._made_again and count:  # the caller has had them, with their log-probabilities: none comes twice
+            known = min(self._made_again, count)
+            self._made_again -= known
+            delta = replace(delta, token_ids=delta.token_ids[known:], logprobs=delta.logprobs[known:])
+            if not (delta.text or delta.token_ids):
+                return None
         return delta
 
     def _joined(self, prompt_tokens: int) -> None:
@@ -281,6 +288,7 @@ class RunningReply:
         least = max(shown - held_back - self._textless_tokens, 1 if any(self._shown_text) else 0)
         self._kept_tokens = kept if least <= kept <= shown else shown
         del self._shown_ids[self._kept_tokens :]
+        self._made_again += shown - self._kept_tokens  # what the attempt before did not get to make again counts, too
         self._is_all_shown = self._is_all_shown and self._kept_tokens == shown  # or the last words are still to come
 
     async def _move(self, error: CocoonError) -> None:
