@@ -249,12 +249,16 @@ def test_another_run_in_the_folder_is_not_overwritten_unasked(tmp_path: Path) ->
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
 
 
+def _hears_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background ignores it
+
+
 def test_ctrl_c_keeps_what_is_done_and_marks_it(tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = subprocess.Popen(
         [sys.executable, "-m", "sim", "run", "gossip-v11", "--set", "nodes.honest.count=60", "--replications", "400",
          "-j", "2", "--out", str(out), "--quiet", "--set", "gossip.dials=8"],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_ctrl_c,
     )  # fmt: skip
     until = time.monotonic() + 60
     while not (out / "summary.json").is_file() and time.monotonic() < until:
