@@ -28,9 +28,10 @@ import trio
 from ...errors import EngineError, InvalidRequest
 from ...ports.engine import Delta, EngineEvent, EngineInfo, EngineLoad, Finished, GenerationRequest, Logprob
 from ...types import Feature, FinishReason, Usage
-from . import fields, tool_calls
+from . import fields, prompts, tool_calls
 from .fields import Asked
 from .hf_folder import ChatTemplate, HfFolder
+from .prompts import PreparedPrompts
 from .stops import StopWords
 from .tool_calls import ToolCallReader
 
@@ -159,6 +160,7 @@ class ExllamaEngine:
         self._jobs: dict[int, _Job] = {}  # begun and not yet given back by the thread
         self._waiting: deque[_Job] = deque()
         self._keys = 0
+        self._prepared = PreparedPrompts()
         self._closing = False
         self._broken = False
         self._encoding = threading.Lock()
@@ -180,7 +182,9 @@ class ExllamaEngine:
 
     async def count_prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens of the prompt under the model's own chat template. Raises `InvalidRequest`, `EngineError`."""
-        return len(await self._prompt(request))
+        prompt = await self._prompt(request)
+        self._prepared.keep(request, prompt)
+        return len(prompt)
 
     def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
         """Run it; see the port. Raises `InvalidRequest`, `EngineError`."""
@@ -195,15 +199,10 @@ class ExllamaEngine:
                 param="tools" if wanted.tools else "response_format",
                 kind="unsupported_parameter",
             )
-        prompt = await self._prompt(request)
-        room = self._info.context_tokens_max - len(prompt)
-        if room <= 0:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens; this model's context holds {self._info.context_tokens_max}, "
-                "answer included",
-                param="messages" if request.endpoint == "chat.completions" else "prompt",
-                kind="context_length_exceeded",
-            )
+        prompt = self._prepared.take(request)
+        if prompt is None:
+            prompt = await self._prompt(request)
+        room = prompts.room_after(prompt, request, self._info.context_tokens_max)
         if not prompt:
             raise InvalidRequest("the prompt is empty", param="prompt")
         wanted = replace(wanted, max_tokens=min(wanted.max_tokens, room))
@@ -228,10 +227,7 @@ class ExllamaEngine:
         given = request.body.get("prompt")
         if isinstance(given, str):
             return await trio.to_thread.run_sync(self._encode, given)
-        top = self._info.vocabulary_size
-        if isinstance(given, list) and given and all(type(one) is int and 0 <= one < top for one in given):
-            return list(given)
-        raise InvalidRequest("prompt must be text or a list of token ids of this model", param="prompt")
+        return prompts.given_ids(given, self._info.vocabulary_size)
 
     def _encode(self, text: str) -> list[int]:
         with self._encoding:

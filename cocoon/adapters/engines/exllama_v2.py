@@ -20,9 +20,10 @@ from ...errors import ConfigError
 from ...types import Feature
 from . import exllama_pages
 from .exllama import ExllamaEngine, Step
-from .exllama_v3 import Progress, context_of, load_library, loading_failed, steps_of, word_of
+from .exllama_v3 import CONTEXT_TOKENS, Progress, load_library, loading_failed, steps_of, word_of
 from .fields import Asked
 from .hf_folder import HfFolder, read_folder
+from .prompts import checked_slots, context_of
 
 NAME: Final = "exllamav2"
 INSTALL: Final = (
@@ -40,10 +41,9 @@ async def open_exllama_engine(
 ) -> AsyncIterator[ExllamaEngine]:
     """Load a model folder (EXL2 or GPTQ weights) and serve it until the block is left; as `exllama_v3`."""
     tell = progress or (lambda _: None)
-    if not 1 <= slots <= SLOTS_MAX:
-        raise ConfigError(f"slots must be between 1 and {SLOTS_MAX}, not {slots}")
+    checked_slots(slots, SLOTS_MAX)
     folder = await trio.to_thread.run_sync(read_folder, path)
-    context = context_of(folder, context_tokens)
+    context = context_of(folder.name, trained=folder.context_tokens, wanted=context_tokens, unless_told=CONTEXT_TOKENS)
     tell("loading exllamav2 (its first start compiles for some minutes)")
     library, torch = await trio.to_thread.run_sync(load_library, NAME, INSTALL)
     paged = _has_flash_attention(library)

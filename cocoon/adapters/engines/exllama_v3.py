@@ -25,6 +25,7 @@ from . import exllama_pages
 from .exllama import ExllamaEngine, Step
 from .fields import Asked
 from .hf_folder import HfFolder, read_folder
+from .prompts import checked_slots, context_of
 
 NAME: Final = "exllamav3"
 INSTALL: Final = (
@@ -49,10 +50,9 @@ async def open_exllama_engine(
     `ModelFileError`, `EngineError` (out of GPU memory).
     """
     tell = progress or (lambda _: None)
-    if not 1 <= slots <= SLOTS_MAX:
-        raise ConfigError(f"slots must be between 1 and {SLOTS_MAX}, not {slots}")
+    checked_slots(slots, SLOTS_MAX)
     folder = await trio.to_thread.run_sync(read_folder, path)
-    context = context_of(folder, context_tokens)
+    context = context_of(folder.name, trained=folder.context_tokens, wanted=context_tokens, unless_told=CONTEXT_TOKENS)
     tell("loading exllamav3 (its first start compiles for some minutes)")
     library, torch = await trio.to_thread.run_sync(load_library, NAME, INSTALL)
     tell("loading the model")
@@ -64,19 +64,6 @@ async def open_exllama_engine(
     finally:
         with trio.CancelScope(shield=True):
             await engine.aclose()
-
-
-def context_of(folder: HfFolder, wanted: int | None) -> int:
-    """Tokens per request. Raises `ConfigError`."""
-    trained = folder.context_tokens or CONTEXT_TOKENS
-    if wanted is None:
-        return min(trained, CONTEXT_TOKENS)
-    if not 16 <= wanted <= trained:
-        raise ConfigError(
-            f"context_tokens is {wanted}, but {folder.name} was trained for {trained}",
-            advice=f"Choose between 16 and {trained}.",
-        )
-    return wanted
 
 
 def load_library(name: str, install: str) -> tuple[Any, Any]:

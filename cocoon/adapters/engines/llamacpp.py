@@ -19,7 +19,7 @@ import json
 import os
 import queue
 import threading
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
@@ -28,21 +28,21 @@ from typing import Final
 
 import trio
 
-from ...errors import ConfigError, EngineError, InvalidRequest
+from ...errors import EngineError, InvalidRequest
 from ...ports.engine import EngineEvent, EngineInfo, EngineLoad, Finished, GenerationRequest
 from ...types import Feature, FinishReason
 from ..gguf import ModelHead, read_head
-from . import llamacpp_server, tool_calls
+from . import llamacpp_server, prompts, tool_calls
 from .fields import chat_body, kept_beginning
 from .llamacpp_request import Plan, plan
 from .llamacpp_server import Server, ServerOptions
 from .llamacpp_stream import MissingTokens, Translator
+from .prompts import PreparedPrompts, checked_slots, context_of
 
 NAME: Final = "llama.cpp"
 WAKE_GAP_S: Final = 0.002  # 500 wakes a second at most; two milliseconds are invisible next to a 20 ms frame
 SLOTS_MAX: Final = 64  # one thread each
 QUEUED_MAX: Final = 256  # requests waiting for a slot; admission is the provider's business, this is a backstop
-PREPARED_MAX: Final = 64  # prompts that were counted and may be generated next
 CLOSE_TIMEOUT_S: Final = 60.0  # for the piece of prompt at hand on a large model and a slow machine
 CONTEXT_TOKENS: Final = 4_096  # per slot, unless told otherwise or trained for less
 SMALL_MODEL_BYTES: Final = 64 * 1024 * 1024  # below this, more threads than one only wait for one another
@@ -70,12 +70,11 @@ async def open_llamacpp_engine(
     not loadable), `ConfigError` (xllamacpp not installed, numbers out of range).
     """
     tell = progress or (lambda _: None)
-    if not 1 <= slots <= SLOTS_MAX:
-        raise ConfigError(f"slots must be between 1 and {SLOTS_MAX}, not {slots}")
+    checked_slots(slots, SLOTS_MAX)
     llamacpp_server.load_library()
     tell("checking the file")
     head = await trio.to_thread.run_sync(read_head, Path(path))
-    context = _context(head, context_tokens)
+    context = context_of(head.path.name, trained=head.context_tokens, wanted=context_tokens, unless_told=CONTEXT_TOKENS)
     options = ServerOptions(
         path=head.path,
         slots=slots,
@@ -95,18 +94,6 @@ async def open_llamacpp_engine(
         with trio.CancelScope(shield=True):
             await engine.aclose()
         pumping.cancel()
-
-
-def _context(head: ModelHead, wanted: int | None) -> int:
-    trained = head.context_tokens or CONTEXT_TOKENS
-    if wanted is None:
-        return min(trained, CONTEXT_TOKENS)
-    if not 16 <= wanted <= trained:
-        raise ConfigError(
-            f"context_tokens is {wanted}, but {head.path.name} was trained for {trained}",
-            advice=f"Choose between 16 and {trained}.",
-        )
-    return wanted
 
 
 @dataclass(slots=True)
@@ -172,7 +159,7 @@ class LlamaCppEngine:
         self._turn = 0
         self._closing = False
         self._idle = trio.Event()
-        self._prepared: OrderedDict[int, tuple[GenerationRequest, list[int]]] = OrderedDict()
+        self._prepared = PreparedPrompts()
         self._threads = [
             threading.Thread(target=self._work, args=(slot,), name=f"llama.cpp slot {slot.index}", daemon=True)
             for slot in self._slots
@@ -200,9 +187,7 @@ class LlamaCppEngine:
     async def count_prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens of the prompt under the model's own chat template. Raises `InvalidRequest`, `EngineError`."""
         prompt = await self._prompt(request)
-        self._prepared[id(request)] = (request, prompt)
-        while len(self._prepared) > PREPARED_MAX:
-            self._prepared.popitem(last=False)
+        self._prepared.keep(request, prompt)
         return len(prompt)
 
     def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
@@ -212,18 +197,11 @@ class LlamaCppEngine:
     @asynccontextmanager
     async def _generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[EngineEvent]]:
         todo = plan(request, self._form, self._info.vocabulary_size)
-        _, prompt = self._prepared.pop(id(request), (None, None))
+        prompt = self._prepared.take(request)
         if prompt is None:
             prompt = await self._prompt(request)
-        if len(prompt) >= self._info.context_tokens_max:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens; this model's context holds {self._info.context_tokens_max}, "
-                "answer included",
-                param="messages" if request.endpoint == "chat.completions" else "prompt",
-                kind="context_length_exceeded",
-            )
+        room = prompts.room_after(prompt, request, self._info.context_tokens_max)
         job = _Job(request.cache_tag, constrained=todo.constrained)
-        room = self._info.context_tokens_max - len(prompt)
         job.body = {**todo.native, "n_predict": min(todo.native["n_predict"], room), "prompt": prompt}
         translator = Translator(
             self._head.vocabulary,
@@ -253,10 +231,7 @@ class LlamaCppEngine:
         given = request.body.get("prompt")
         if isinstance(given, str):
             return await self._server.control.tokenize(given)
-        top = self._info.vocabulary_size
-        if isinstance(given, list) and given and all(type(one) is int and 0 <= one < top for one in given):
-            return list(given)
-        raise InvalidRequest("prompt must be text or a list of token ids of this model", param="prompt")
+        return prompts.given_ids(given, self._info.vocabulary_size)
 
     # --- slots ---------------------------------------------------------------------------------------------
 

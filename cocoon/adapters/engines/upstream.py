@@ -30,9 +30,10 @@ import trio
 from ...errors import ConfigError, EngineError, InvalidRequest, ModelFileError
 from ...ports.engine import Delta, EngineEvent, EngineInfo, EngineLoad, Finished, GenerationRequest
 from ...types import Feature, FinishReason, Secret, Usage
-from . import fields
+from . import fields, prompts
 from .fields import Asked
 from .hf_folder import ChatTemplate, HfFolder, read_folder
+from .prompts import PreparedPrompts, checked_slots
 from .stops import StopWords
 
 NAME: Final = "OpenAI-compatible server"
@@ -71,8 +72,7 @@ async def open_upstream_engine(
     serves several. Raises `ConfigError`, `ModelFileError`, `EngineError` (it does not answer, or not as it should).
     """
     tell = progress or (lambda _: None)
-    if not 1 <= slots <= SLOTS_MAX:
-        raise ConfigError(f"slots must be between 1 and {SLOTS_MAX}, not {slots}")
+    checked_slots(slots, SLOTS_MAX)
     base = local_url(url)
     read = await trio.to_thread.run_sync(read_folder, folder)
     tokenizer = await trio.to_thread.run_sync(_tokenizer, read)
@@ -237,6 +237,7 @@ class UpstreamEngine:
         self._context = context_tokens
         self._running = 0
         self._queued = 0
+        self._prepared = PreparedPrompts()
         self._closed = False
         self._down: EngineError | None = None
         self._version = "1"
@@ -295,7 +296,9 @@ class UpstreamEngine:
     async def count_prompt_tokens(self, request: GenerationRequest) -> int:
         """Tokens of the prompt under the model's own template and tokenizer. Raises `InvalidRequest`."""
         await trio.lowlevel.checkpoint()
-        return len(self._prompt(request))
+        prompt = self._prompt(request)
+        self._prepared.keep(request, prompt)
+        return len(prompt)
 
     def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[EngineEvent]]:
         """Run it; see the port. Raises `InvalidRequest`, `EngineError`."""
@@ -308,14 +311,10 @@ class UpstreamEngine:
             raise InvalidRequest("this engine gives no log-probabilities", param="logprobs")
         if wanted.rules and not self._constrains:
             raise InvalidRequest("this engine cannot hold answers to a schema", param="response_format")
-        prompt = self._prompt(request)
-        room = self._context - len(prompt)
-        if room <= 0:
-            raise InvalidRequest(
-                f"the prompt has {len(prompt)} tokens; this model's context holds {self._context}, answer included",
-                param="messages" if request.endpoint == "chat.completions" else "prompt",
-                kind="context_length_exceeded",
-            )
+        prompt = self._prepared.take(request)
+        if prompt is None:
+            prompt = self._prompt(request)
+        room = prompts.room_after(prompt, request, self._context)
         if self._closed:
             raise EngineError("the engine is closed")
         if self._down is not None:
@@ -390,10 +389,7 @@ class UpstreamEngine:
         given = request.body.get("prompt")
         if isinstance(given, str) and given:
             return self._encode(given)
-        top = int(self._tokenizer.get_vocab_size())
-        if isinstance(given, list) and given and all(type(one) is int and 0 <= one < top for one in given):
-            return list(given)
-        raise InvalidRequest("prompt must be text or a list of token ids of this model", param="prompt")
+        return prompts.given_ids(given, int(self._tokenizer.get_vocab_size()))
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
