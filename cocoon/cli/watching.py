@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 from .. import __version__
 from ..adapters.clock import SystemClock
 from ..adapters.network import PeerNetwork
-from ..client.interface import ClientRole, OfferView
+from ..client.interface import ClientRole
 from ..config import Config, Home
 from ..gateway.generation import GatewayRecord, Trace, TracedChoice
 from ..gateway.local import open_local
@@ -22,8 +22,7 @@ from ..node.plain import PlainNode
 from ..node.provider import ProviderRole
 from ..ports import Engine, Store
 from ..status import Status, control, reading
-from ..status.facts import ModelFacts
-from ..types import Prices, ton
+from ..types import ton
 from .console import Console
 from .keys import api_key as key_in_file
 
@@ -126,7 +125,7 @@ class GatewayStatus:
             peer=role.peer,
             connections=role.connections(),
             failures=role.dial_failures(),
-            models=_models(await role.offers()),
+            models=reading.model_facts((one.model_name, one.prices.output_nano) for one in await role.offers()),
             record=self.record,
             spent_today_nano=0 if ledger is None else ledger.spent_nano,
             reserved_nano=0 if ledger is None else ledger.reserved_nano,
@@ -172,18 +171,3 @@ def _choice(choice: TracedChoice, config: Config) -> dict[str, Any]:
         "receipt": None if choice.summary is None else receipt_object(choice.summary),
         "decisions": [choice_record(one, network=config.network_id) for one in choice.decisions],
     }
-
-
-def _models(offers: Sequence[OfferView]) -> tuple[ModelFacts, ...]:
-    prices: dict[str, list[Prices]] = {}
-    for one in offers:
-        prices.setdefault(one.model_name, []).append(one.prices)
-    return tuple(
-        ModelFacts(
-            name=name,
-            offers=len(each),
-            price_output_min_nano=min(one.output_nano for one in each),
-            price_output_max_nano=max(one.output_nano for one in each),
-        )
-        for name, each in sorted(prices.items(), key=lambda item: (-len(item[1]), item[0]))[: reading.MODELS_MAX]
-    )

@@ -66,26 +66,23 @@ class RunningRequest:
 
     async def next_event(self) -> RequestEvent:
         """The next event. Taking one grants the provider credit for the one before. Raises what broke it."""
+        self._consume()
+        while (event := self.event_nowait()) is None:
+            self._arrived = trio.Event()
+            await self._arrived.wait()
+        return event
+
+    def _consume(self) -> None:
+        """Grant the provider credit for the last event."""
         if self._unconsumed_bytes:
             self._link.consumed(self.id, self._unconsumed_bytes)
             self._unconsumed_bytes = 0
-        while not self._events:
-            self._arrived = trio.Event()
-            await self._arrived.wait()
-        event = self._events.popleft()
-        if isinstance(event, CocoonError):
-            raise event
-        if isinstance(event, OutputReceived):
-            self._unconsumed_bytes = event.sealed_bytes
-        return event
 
     def event_nowait(self) -> RequestEvent | None:
         """`next_event`, if there is one already."""
         if not self._events:
             return None
-        if self._unconsumed_bytes:
-            self._link.consumed(self.id, self._unconsumed_bytes)
-            self._unconsumed_bytes = 0
+        self._consume()
         event = self._events.popleft()
         if isinstance(event, CocoonError):
             raise event

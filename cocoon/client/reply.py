@@ -122,7 +122,7 @@ class RunningReply:
         self._failed_since: set[PeerId] = set()  # since output was last seen
         self._resumes = 0
         self._summary: ReplySummary | None = None
-        self.choices: list[Choice] = []
+        self._decisions: list[Choice] = []
 
     # --- what the caller sees ----------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class RunningReply:
     @property
     def decisions(self) -> Sequence[Choice]:
         """How its providers were chosen, one for each attempt."""
-        return self.choices
+        return self._decisions
 
     @property
     def cost_nano(self) -> Nano:
@@ -209,7 +209,7 @@ class RunningReply:
             choice = await self._client.choose(
                 self._request, excluded=frozenset(self._excluded), spent=self._spent_nano
             )
-            self.choices.append(choice)
+            self._decisions.append(choice)
             if choice.chosen is None and not self._looked_again:
                 self._looked_again = True  # what we know may be old: ask once more before giving up
                 await self._client.look_up(self._request.model)

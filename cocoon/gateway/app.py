@@ -165,10 +165,7 @@ class _Gateway:
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /metrics"""
         assert self._status is not None
-        body = exposition(await self._status()).encode()
-        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", b"%d" % len(body))]
-        await send(response_start(200, headers))
-        await send(response_body(body, more=False))
+        await send_metrics(send, await self._status())
 
     async def _generate(self, endpoint: str, scope: Scope, receive: Receive, send: Send) -> None:
         request = normalise(endpoint, await self._read(scope, receive))
@@ -201,11 +198,18 @@ class _Gateway:
         return model_objects(await self._role.offers(wait_s=MODELS_WAIT_S), created=self._started_s)
 
 
+async def send_metrics(send: Send, status: Status) -> None:
+    """What `/metrics` answers."""
+    await _send_whole(send, exposition(status).encode(), CONTENT_TYPE.encode())
+
+
 async def send_json(send: Send, value: Any) -> None:
     """A whole answer."""
-    body = msgspec.json.encode(value)
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
-    await send(response_start(200, headers))
+    await _send_whole(send, msgspec.json.encode(value), b"application/json")
+
+
+async def _send_whole(send: Send, body: bytes, content_type: bytes) -> None:
+    await send(response_start(200, [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]))
     await send(response_body(body, more=False))
 
 

@@ -16,10 +16,9 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from ..status.metrics import CONTENT_TYPE, exposition
 from ..types import Secret
-from .app import Endpoint, StatusSource, on_http_exception, send_json
-from .asgi import Receive, Scope, Send, ServerLimits, response_body, response_start
+from .app import Endpoint, StatusSource, on_http_exception, send_json, send_metrics
+from .asgi import Receive, Scope, Send, ServerLimits
 from .guard import Guard
 from .h11_server import serve_h11
 from .server import bind
@@ -44,10 +43,7 @@ class MetricsEndpoints:
 
     async def metrics(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /metrics"""
-        body = exposition(await self._status()).encode()
-        headers = [(b"content-type", CONTENT_TYPE.encode()), (b"content-length", b"%d" % len(body))]
-        await send(response_start(200, headers))
-        await send(response_body(body, more=False))
+        await send_metrics(send, await self._status())
 
     async def health(self, scope: Scope, receive: Receive, send: Send) -> None:
         """GET /healthz"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
@@ -90,7 +90,7 @@ async def of_provider(
         uptime_s=uptime_s,
         reach=reach,
         peers=peer_facts(network.connections(), network.dial_failures(), network),
-        models=model_facts(listed),
+        models=model_facts(_offers(listed)),
         offer=offer,
         serving=serving,
         earned=await _earned(role, store, started, payout=payout, now=now),
@@ -110,7 +110,7 @@ def of_node(node: PlainNode, network: PeerNetwork, *, started: Started, clock: C
         uptime_s=(clock.now() - started.at_ns) / SECOND_NS,
         reach=_reach(network),
         peers=peer_facts(network.connections(), network.dial_failures(), network),
-        models=model_facts(node.offers()),
+        models=model_facts(_offers(node.offers())),
     )
 
 
@@ -203,16 +203,20 @@ def _reach(network: PeerNetwork) -> ReachFacts:
     )
 
 
-def model_facts(listed: Iterable[ListedOffer]) -> tuple[ModelFacts, ...]:
-    """The market by model, the most offered first."""
+def model_facts(offers: Iterable[tuple[str, Nano]]) -> tuple[ModelFacts, ...]:
+    """The market by model, the most offered first, from (model, price of output) of each offer."""
     prices: dict[str, list[Nano]] = {}
-    for one in listed:
-        prices.setdefault(one.offer.offer.model_name, []).append(one.offer.prices.output_nano)
+    for name, output_nano in offers:
+        prices.setdefault(name, []).append(output_nano)
     ordered = sorted(prices.items(), key=lambda item: (-len(item[1]), item[0]))
     return tuple(
         ModelFacts(name=name, offers=len(each), price_output_min_nano=min(each), price_output_max_nano=max(each))
         for name, each in ordered[:MODELS_MAX]
     )
+
+
+def _offers(listed: Iterable[ListedOffer]) -> Iterator[tuple[str, Nano]]:
+    return ((one.offer.offer.model_name, one.offer.prices.output_nano) for one in listed)
 
 
 def _own_offer(role: ProviderRole, listed: Sequence[ListedOffer], now: int) -> OfferFacts:
