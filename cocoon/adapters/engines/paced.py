@@ -21,6 +21,7 @@ from ...errors import EngineError, InvalidRequest
 from ...ports.engine import Delta, EngineEvent, EngineInfo, EngineLoad, Finished, GenerationRequest, Logprob
 from ...types import Feature, FinishReason, Usage
 from .fields import kept_beginning
+from .stops import StopWords
 
 NAME: Final = "paced test engine"
 VERSION: Final = "1"
@@ -140,11 +141,10 @@ class _Stream:
         self._limit = min(body["max_tokens"], room)
         self._natural = max(1, engine._answer_tokens - begun)
         self._begun = begun  # tokens that another engine made
-        self._stops = tuple(body.get("stop") or ())
+        self._stops = StopWords(body.get("stop") or ())
         self._logprobs = bool(body.get("logprobs"))
         subject = repr((body.get("messages"), body.get("prompt"), body.get("seed"))).encode()
         self._seed = hashlib.sha256(subject).digest()
-        self._tail = ""  # text held back: it may begin a stop word
         self._made = 0
         self._began_s = 0.0
         self._holds = False
@@ -175,7 +175,7 @@ class _Stream:
             self._reason = FinishReason.STOP
         elif self._made >= self._limit:
             self._reason = FinishReason.LENGTH
-        text = self._settle("".join(_piece(one) for one in ids))
+        text = self._settle([_piece(one) for one in ids])
         return Delta(
             text=text,
             token_ids=ids,
@@ -201,22 +201,14 @@ class _Stream:
         digest = hashlib.blake2b(self._seed + (index // 32).to_bytes(4, "big"), digest_size=32).digest()
         return digest[index % 32] * len(_WORDS) // 256
 
-    def _settle(self, text: str) -> str:
+    def _settle(self, pieces: list[str]) -> str:
         """Text that is certain: cut at a stop word, and held while it may begin one."""
-        if not self._stops:
-            return text
-        text = self._tail + text
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
-        if found:
-            self._reason, self._tail = FinishReason.STOP, ""
-            return text[: min(found)]
-        hold = 0
-        if self._reason is None:
-            hold = max(
-                (size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0
-            )
-        self._tail = text[len(text) - hold :]
-        return text[: len(text) - hold]
+        text = "".join(self._stops.feed(piece) for piece in pieces)
+        if self._stops.hit:
+            self._reason = FinishReason.STOP
+        elif self._reason is not None:
+            text += self._stops.finish()
+        return text
 
     def _finish(self, reason: FinishReason) -> Finished:
         self.leave()
